@@ -4,7 +4,9 @@ import ast
 import difflib
 import os
 import runpy
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -52,9 +54,13 @@ def _print(text: str) -> None:
 
 
 def _list_commands(commands: dict[str, str]) -> str:
-    """Return the list of all commands as text."""
-    width = max(map(len, commands))
-    lines = [f"  {name:{width}}  {purpose}" for name, purpose in commands.items()]
+    """Return the list of all commands as text, folded to the width of the terminal."""
+    width, columns = max(map(len, commands)), shutil.get_terminal_size((1000, 24)).columns
+    indent, columns = " " * (width + 4), max(columns, width + 24)
+    lines = [
+        textwrap.fill(f"  {name:{width}}  {purpose}", columns, subsequent_indent=indent)
+        for name, purpose in commands.items()
+    ]
     usage = "usage: lms COMMAND [--FLAG=VALUE ...], or python -m experiments COMMAND"
     return "\n".join([usage, "", "Commands:", *lines, "", "Flags: lms COMMAND --help"])
 

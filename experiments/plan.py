@@ -162,7 +162,13 @@ def plan_local(runs: list[schema.Run]) -> int:
     optimizer_table.print_optimizers(costs)
     disk_space.print_disk_space(runs, finished)
     print_memory_problems(runs, device_mesh)
+    print_next_command()
     return 0
+
+
+def print_next_command() -> None:
+    """Print the command that trains the planned runs."""
+    console.print_next(f"sweep --sweep={_SWEEP.value}" if _SWEEP.value else "train --config=...")
 
 
 def print_memory_problems(runs: list[schema.Run], device_mesh) -> None:
@@ -206,6 +212,7 @@ def plan_targets(runs: list[schema.Run], targets: list[hardware.Target]) -> int:
         target_plan.print_rows(plan_rows(runs, target))
         target_plan.print_assumptions(target)
     disk_space.print_disk_space(runs, set(), is_here=False)
+    print_next_command()
     return 0
 
 

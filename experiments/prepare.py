@@ -66,6 +66,7 @@ def main() -> int:
     console.print_line(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {names}")
     for line in corpus.corpus_notes({m.source: m for _, _, m in prepared.values()}):
         console.print_line(line)
+    console.print_next("plan, then train or sweep, with the same flags")
     for folder in prepared:
         console.print_line(folder)
     return 0

@@ -1,6 +1,7 @@
 """Write the report of a sweep, archive its records, or verify its prediction or a figure.
 
     uv run python -m experiments.report --dir=runs/quickstart
+    uv run python -m experiments.report --dir=runs/quickstart --dir=runs/branches   # side by side
     uv run python -m experiments.report --dir=runs/quickstart --watch      # until all runs ended
     uv run python -m experiments.report --dir=runs/quickstart \\
         --verify=runs/quickstart/figures/loss.png
@@ -32,7 +33,9 @@ from absl import flags
 from experiments.common import cli, console
 from lm.runs import filesystem
 
-_DIR = flags.DEFINE_string("dir", "runs/quickstart", "folder of the sweep")
+_DIR = flags.DEFINE_multi_string(
+    "dir", ["runs/quickstart"], "folder of the sweep; several show their sweeps side by side"
+)
 _VERIFY = flags.DEFINE_string("verify", None, "figure, or folder of a sweep, to verify")
 _WATCH = flags.DEFINE_bool("watch", False, "write the report repeatedly until all runs have ended")
 _ARCHIVE_TO = flags.DEFINE_string("archive_to", None, "folder of the archive; writes no report")
@@ -45,22 +48,41 @@ MAX_CPU_FRACTION = 0.05  # of one core, used by --watch while runs are in traini
 def main() -> int:
     if _VERIFY.value and filesystem.open_path(_VERIFY.value).is_dir():
         return verify_prediction(_VERIFY.value)
-    cli.check_has_runs(_DIR.value)
+    for folder in _DIR.value:
+        cli.check_has_runs(folder)
+    if len(_DIR.value) > 1:
+        return write_side_by_side(_DIR.value)
+    folder = _DIR.value[0]
     if _VERIFY.value:
-        return verify_figure(_VERIFY.value, _DIR.value)
+        return verify_figure(_VERIFY.value, folder)
     if _ARCHIVE_TO.value:
-        archive_records(_DIR.value, _ARCHIVE_TO.value)
+        archive_records(folder, _ARCHIVE_TO.value)
         return 0
 
     from lm.reports import report, summary
 
     if _WATCH.value:
-        watch(_DIR.value)
-    sweep = summary.load_summary(_DIR.value)
+        watch(folder)
+    sweep = summary.load_summary(folder)
     page = report.write_summary(sweep, rates=cli.device_rates())
     for note in sweep.notes:
         console.print_line(note)
+    console.print_line(summary.headline(sweep)[1])
+    console.print_line("next: open the report in a browser")
     console.print_line(f"report: {page}")
+    return 0
+
+
+def write_side_by_side(folders: list[str]) -> int:
+    """Write the page of several sweeps. Raises ValueError for flags that have no effect on it."""
+    from lm.reports.two_sweeps import side_by_side
+
+    for flag in (_VERIFY, _WATCH, _ARCHIVE_TO):
+        if flag.value:
+            raise ValueError(f"--{flag.name} works on one sweep: pass one --dir")
+    page = side_by_side.write_side_by_side(folders, cli.device_rates())
+    console.print_next("compare --help, which tests a difference of two recipes")
+    console.print_line(f"side by side: {page}")
     return 0
 
 

@@ -29,7 +29,8 @@ from rich.live import Live
 from rich.text import Text
 
 from experiments.common import cli, console
-from lm.runs import records, status
+from lm.runs import filesystem, records, status
+from lm.runs.integrity import sweep_files
 
 if TYPE_CHECKING:
     from lm.laws.learning_curves import loss_forecast, sweep_forecasts
@@ -62,7 +63,23 @@ def main() -> int:
     if not _JSON.value:
         for note in notes:
             console.print_line(note)
+        print_next_command(runs)
     return 0
+
+
+def print_next_command(runs: list[dict]) -> None:
+    """Print the command that continues the runs that have stopped, or that reports the sweep."""
+    folder = filesystem.open_path(_DIR.value)
+    try:
+        command = sweep_files.read_sweep(folder).get("command", "")
+    except ValueError:
+        return  # a note describes the damaged file
+    is_stopped = any(run["state"] in ("interrupted", "crashed", "failed") for run in runs)
+    is_active = any(run["status"] in ("running", "stuck") for run in runs)
+    if command and (is_stopped or not is_active) and any(run["status"] != "done" for run in runs):
+        console.print_line(f"next: {command}")
+    elif command:
+        console.print_next(f"report --dir={folder}")
 
 
 def open_forecasts() -> "sweep_forecasts.SweepForecasts":

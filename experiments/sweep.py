@@ -376,6 +376,8 @@ def print_results(folder: Path) -> int:
     console.print_line(summary.headline(sweep)[1])
     for note in [*source_section.describe_errors(sweep), *sweep.notes]:
         console.print_line(note)
+    if sweep.finished:
+        console.print_next(f"sample --run={sweep.finished[-1]['dir']}")
     console.print_line(f"report: {page}")
     return int(any(row["status"] not in ("done", "running") for row in sweep.rows))
 

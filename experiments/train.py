@@ -107,8 +107,7 @@ def _print_result(run) -> int:
     console.tasks(task_results.task_results(evaluation))
     if facts["reason"]:
         console.print_line(facts["reason"])
-    prompt = "uv run python -m experiments.sample --run="
-    console.print_line(f"next: {prompt}{folder}")
+    console.print_next(f"sample --run={folder}")
     console.print_line(f"run directory: {folder}")
     return 0
 

@@ -3,16 +3,19 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from experiments.common import cli
+from experiments.common import cli, config_files
 from lm.config import schema
 from lm.runs import short_names, task_results
 
@@ -53,6 +56,18 @@ ANSWER_METRICS = {
     "bleu": "BLEU",
 }
 MAX_TASK_NAME = 36
+MAX_WIDTH = 1000  # of a table in a file or pipe, in characters
+COLUMN_GAP = "  "
+# Columns of the status in the order in which a narrow terminal drops them.
+STATUS_DROP = (
+    "host",
+    "attempts",
+    "MFU",
+    "training time",
+    "checkpoint",
+    "tokens/s",
+    "training loss",
+)
 FORECAST_TITLE = "Forecasts of the final held-out loss, nats per token"
 
 
@@ -66,39 +81,73 @@ def print_fragment(text: str, style: str = "") -> None:
     console.print(text, style=style or None, end="", markup=False, highlight=False, soft_wrap=True)
 
 
-def table(lines: list[dict[str, str]], title: str = "") -> None:
-    """Print dicts with equal keys as a table. Rows are not wrapped on a narrow screen."""
+def table(lines: list[dict[str, str]], title: str = "", drop_first: Sequence[str] = ()) -> None:
+    """Print dicts with equal keys as a table that fits the terminal: see `_grid`."""
     if lines:
-        wide_console().print(_grid(lines, title), highlight=False)
+        wide_console().print(_grid(lines, title, drop_first), highlight=False)
 
 
 def wide_console() -> Console:
     """Return a console that is wide enough for tables, also for files and pipes."""
     if console.is_terminal:
         return console
-    return CommandConsole(width=max(console.width, 200), quiet=console.quiet)
+    return CommandConsole(width=max(console.width, MAX_WIDTH), quiet=console.quiet)
 
 
-def _grid(lines: list[dict[str, str]], title: str = "") -> Table:
-    """Return a table with one row per dict. The first column is aligned to the left."""
+def _grid(lines: list[dict[str, str]], title: str = "", drop_first: Sequence[str] = ()) -> Group:
+    """Return a table with one row per dict that fits the terminal, without truncated numbers.
+
+    On a narrow terminal, whole columns are dropped: those of drop_first in this order, then the
+    last columns. A line below the table names them. Text of the first column is folded if it alone
+    is too wide. Files and pipes get all columns. Empty columns are not shown.
+    """
+    lines = [{name: str(cell) for name, cell in line.items()} for line in lines]
+    first, *others = lines[0]
+    names = [first, *(name for name in others if any(line[name] for line in lines))]
+    widths = {name: _column_width(name, [line[name] for line in lines]) for name in names}
+    limit, dropped = wide_console().width, []
+    titled = {name: max(width, cell_len(name)) for name, width in widths.items()}
+    if sum(titled.values()) + len(COLUMN_GAP) * (len(titled) - 1) <= limit:
+        widths = titled  # the titles need no second line
+    order = [name for name in drop_first if name in names[1:]]
+    order += [name for name in reversed(names[1:]) if name not in order]
+    for name in order:
+        if sum(widths.values()) + len(COLUMN_GAP) * (len(widths) - 1) <= limit:
+            break
+        del widths[name]
+        dropped.append(name)
     grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for i, name in enumerate(lines[0]):
-        grid.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for name, width in widths.items():
+        is_first = name == first
+        grid.add_column(
+            name,
+            justify="left" if is_first else "right",
+            width=min(width, limit),
+            overflow="fold",
+        )
     for line in lines:
-        grid.add_row(*(escape(str(cell)) for cell in line.values()))
-    return grid
+        grid.add_row(*(escape(line[name]) for name in widths))
+    shown = [name for name in names if name in dropped]
+    note = [f"not shown at {limit} columns: {', '.join(shown)}"] if shown else []
+    return Group(grid, *(Text(text, style="dim") for text in note))
+
+
+def _column_width(name: str, cells: Sequence[str]) -> int:
+    """Return the width of a column: its longest cell, or the longest word of its title."""
+    return max(map(cell_len, [*cells, *name.split()]))
 
 
 def status_view(runs: list[dict], progress: dict) -> Group:
     """Return a table of the status of every run, a progress bar and totals.
 
     runs, progress: see status.run_statuses and status.sweep_progress. A second table has the
-    entries "forecast" of runs, see experiments/status.py.
+    entries "forecast" of runs, see experiments/status.py. A line below the table describes each run
+    that has stopped.
     """
     lines = [
         {
             "run": run["name"],
-            "status": run["status"],
+            "status": run["state"],
             "step": f"{run['step']:,} of {run['steps']:,}" if run["steps"] else "",
             "training loss": _format_optional(run["loss"], "{:.3f}"),
             "held-out loss": _format_optional(run["heldout_loss"], "{:.3f}"),
@@ -111,10 +160,10 @@ def status_view(runs: list[dict], progress: dict) -> Group:
             "checkpoint": _format_optional(run["checkpoint"], "{:,}"),
             "host": run["where"],
             "attempts": run["attempts"],
-            "reason": run["reason"],
         }
         for run in runs
     ]
+    reasons = [Text(line) for line in filter(None, map(describe_stop, runs))]
     totals = [
         f"runs done: {progress['done']} of {progress['runs']}",
         f"FLOPs done: {progress['share']:.0%}",
@@ -124,8 +173,19 @@ def status_view(runs: list[dict], progress: dict) -> Group:
         totals.append(f"device-hours left: {progress['device_hours_left']:.2f}")
     bar = ProgressBar(total=1.0, completed=progress["share"], width=60)
     forecasts = [_forecast_line(run) for run in runs if run.get("forecast")]
-    tables = [_grid(lines), *([_grid(forecasts, FORECAST_TITLE)] if forecasts else [])]
-    return Group(*tables, Padding(bar, 0), *totals)  # Padding ends the line of the bar
+    tables = [_grid(lines, drop_first=STATUS_DROP)] if lines else []
+    tables += [_grid(forecasts, FORECAST_TITLE)] if forecasts else []
+    bars = [Padding(bar, 0)] if console.is_terminal else []  # Padding ends the line of the bar
+    return Group(*tables, *reasons, *bars, *totals)
+
+
+def describe_stop(run: dict) -> str:
+    """Return a line about a run that has stopped and the step at which it resumes, else ""."""
+    text = f"{run['name']}: {run['state']}"
+    if run["state"] in ("interrupted", "crashed", "failed"):
+        text += f", resumes at step {run['checkpoint'] or 0:,}"
+    reason = f": {run['reason'].splitlines()[0]}" if run["reason"] else ""
+    return text + reason if reason or text.count(",") else ""
 
 
 def _forecast_line(run: dict) -> dict[str, str]:
@@ -140,6 +200,12 @@ def _forecast_line(run: dict) -> dict[str, str]:
         "baseline": f"{forecast['baseline']:.3f}",
         "curve": "unexpected" if forecast["is_flagged"] else "expected",
     }
+
+
+def print_next(command: str) -> None:
+    """Print a command that a reader may want to run next."""
+    is_clone = (config_files.ROOT / "pyproject.toml").is_file()
+    print_line(f"next: {'uv run python -m experiments.' if is_clone else 'lms '}{command}")
 
 
 def _format_optional(value, template: str) -> str:

@@ -79,11 +79,16 @@ class ProgressBars:
 
 
 class LiveStatus:
-    """Context manager that shows the status of the runs of a folder on a terminal."""
+    """Context manager that shows the status of the runs of a folder.
+
+    A terminal shows a table that changes. A file or pipe gets a line whenever it differs, at most
+    every SECONDS_PER_LINE.
+    """
 
     def __init__(self, folder):
         self.folder = folder
         self.live = Live(console=console.console)
+        self.last_line, self.last_line_time = "", -SECONDS_PER_LINE
 
     def __enter__(self):
         if console.console.is_terminal:
@@ -95,6 +100,27 @@ class LiveStatus:
 
     def update(self) -> None:
         """Show the current status."""
+        is_due = time.monotonic() - self.last_line_time >= SECONDS_PER_LINE
+        if not (self.live.is_started or is_due):
+            return
+        runs = status.run_statuses(self.folder)
+        progress = status.sweep_progress(runs)
         if self.live.is_started:
-            runs = status.run_statuses(self.folder)
-            self.live.update(console.status_view(runs, status.sweep_progress(runs)))
+            return self.live.update(console.status_view(runs, progress))
+        line = progress_line(runs, progress)
+        self.last_line_time = time.monotonic()
+        if line != self.last_line:
+            console.print_line(line)
+        self.last_line = line
+
+
+def progress_line(runs: list[dict], progress: dict) -> str:
+    """Return the progress of a sweep as one line: runs done, FLOPs done, and the running runs."""
+    parts = [f"runs done: {progress['done']} of {progress['runs']}"]
+    parts.append(f"FLOPs done: {progress['share']:.0%}")
+    for run in runs:
+        if run["status"] in ("running", "stuck"):
+            steps = f"step {run['step']:,} of {run['steps']:,}"
+            loss = "" if run["loss"] is None else f", training loss {run['loss']:.3f}"
+            parts.append(f"{run['name']}: {run['state']}, {steps}{loss}")
+    return "; ".join(parts)

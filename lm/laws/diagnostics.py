@@ -254,6 +254,6 @@ def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
             if hi > 4 * max(lo, 1e-9):
                 texts.append(
                     f"{name} is hardly determined, [{lo:.3g}, {hi:.3g}]: the objective is flat "
-                    "along it, see its profile"
+                    "along it, see laws.profile"
                 )
     return texts

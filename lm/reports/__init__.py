@@ -5,6 +5,7 @@ The package uses the records of runs and the laws. It does not import JAX.
     summary.py            load a sweep, fit its laws, headline, tables
     task_significance.py  tasks above and below their baseline, mastered tasks
     task_analysis.py      noise, metrics and predictions of accuracy
+    task_trends.py        tasks that improve with size, and flat tasks
     transfer_analysis.py  fine-tuned models against models trained from scratch
     paired_errors.py      errors of the difference between two runs on the same held-out text
     lr_analysis.py        best learning rate against width and depth
@@ -12,6 +13,7 @@ The package uses the records of runs and the laws. It does not import JAX.
     device_cost.py        price and energy of runs
     html.py               elements of an HTML page
     report.py             write report.html
+    two_sweeps/           a page that shows several sweeps side by side
     recipes/              the comparison of two recipes, its page and its record
     audit/                predict the target run, and verify the prediction
     sections/             the sections of the report

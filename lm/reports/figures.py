@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lm.reports import lr_analysis, summary, task_analysis
+from lm.reports import lr_analysis, summary, task_analysis, task_trends
 from lm.reports.plots import (
     abilities,
     elements,
@@ -122,7 +122,9 @@ def _learning_rate_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
 def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     """Return the figures of task accuracy and of predicted task accuracy."""
     rows = sweep.finished
-    figures: dict[str, Drawing] = {}
+    figures = _predicted_task_figures(sweep)
+    if len({row[records.N_PARAMS] for row in rows}) < 2:
+        return figures  # a point is not a trend: the table has its values
     if any(records.is_finite(row.get("eval.completion")) for row in rows):
         figures["completion"] = Drawing(partial(task_accuracy.accuracy_vs_size, sweep.rows))
     if task_results.task_names(rows):
@@ -133,18 +135,37 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         figures["emergence"] = Drawing(
             lambda: task_accuracy.emergence(rows, task_analysis.fastest_improving(rows))
         )
-        figures["tasks"] = Drawing(partial(task_accuracy.task_curves, rows))
+        figures |= _task_panels(rows)
         figures["tasks_vs_loss"] = Drawing(
             lambda: task_accuracy.accuracy_vs_loss(
                 rows, task_analysis.accuracy_curves(rows, sweep.loss_column), sweep.loss_column
             )
         )
+    return figures
+
+
+def _predicted_task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
+    """Return the figure of predicted task accuracies, if the prediction has any."""
     prediction = sweep.prediction or {}
     tasks = prediction.get("tasks", {})
-    if any("value" in task for task in tasks.values()):
-        target = sweep.target or {"name": prediction["target"]}
-        drawing = partial(task_accuracy.predicted_accuracy, tasks, target)
-        figures["predicted_tasks"] = Drawing(drawing)
+    if not any("value" in task for task in tasks.values()):
+        return {}
+    target = sweep.target or {"name": prediction["target"]}
+    return {"predicted_tasks": Drawing(partial(task_accuracy.predicted_accuracy, tasks, target))}
+
+
+def _task_panels(rows: list[dict]) -> dict[str, Drawing]:
+    """Return the panels of the tasks with a trend over size, and those of the flat tasks."""
+    tasks = task_results.summary_tasks(run_selection.largest_token_budget(rows).rows)
+    with_trend = set(task_trends.tasks_with_trend(rows))
+    moving = [task for task in tasks if task in with_trend]
+    flat = [task for task in tasks if task not in with_trend]
+    draw, figures = task_accuracy.task_curves, {}
+    if moving:
+        figures["tasks"] = Drawing(partial(draw, rows, moving))
+    if flat:
+        title = "Accuracy of flat tasks"
+        figures["tasks_flat"] = Drawing(partial(draw, rows, flat, title=title))
     return figures
 
 

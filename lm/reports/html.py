@@ -4,10 +4,11 @@
     sections = {"Runs": html.join_html([html.paragraph("Two runs are done."), table])}
     html.write_page("a.html", "toy", ("open", "No result yet."), [], sections, "footer", {})
 
-The page loads nothing from a network. All functions escape text arguments and return HTML as
-Markup, except write_page. No other module writes HTML.
+The page loads nothing from a network. All functions escape text arguments, typeset exponents
+(10^15 as a superscript) and return HTML as Markup, except write_page. No other module writes HTML.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,35 +24,54 @@ MAX_WIDTH = 8  # inches; a wider figure gets the full width of the page
 
 Format = Callable[[Any], str]
 
+MAX_PLAIN_COLUMNS = 3  # a table with more columns becomes a list of cards on a phone
+MAX_COLUMNS = 12  # a table with more columns is a list of cards on every screen
+
+
+def superscripts(text) -> Markup:
+    """Return a text with superscripts for exponents: 2 N^-0.25. Markup is not escaped again."""
+    html = style.EXPONENT.sub(r"<sup>\1</sup>", str(escape(text)))
+    return Markup(html.replace("<sup>-", "<sup>−"))
+
+
+def _anchor(heading: str) -> str:
+    """Return the id of a section: Time and cost -> time-and-cost."""
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+
+
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     keep_trailing_newline=True,
 )
+_ENVIRONMENT.filters |= {"sup": superscripts, "anchor": _anchor}
 _TABLE = _ENVIRONMENT.from_string(
     """<div class="scroll"><table class="{{ css }}"><thead><tr>
 {%- for column in columns -%}
 <th scope="col"{{ column.css }}>
-{%- if css %}<button>{{ column.name }}</button>{% else %}{{ column.name }}{% endif -%}
+{%- if is_sortable %}<button>{{ column.name }}</button>{% else %}{{ column.name }}{% endif -%}
 </th>
 {%- endfor -%}
 </tr></thead><tbody>
 {% for cells in lines -%}
 <tr>
 {%- for text, key, css in cells -%}
-<td{{ css }} data-v="{{ key }}">{{ text or "–" }}</td>
+<td{{ css }} data-v="{{ key }}" data-name="{{ columns[loop.index0].name }}">
+{#- -#}
+<span>{{ text | sup or "–" }}</span></td>
 {%- endfor -%}
 </tr>
 {% endfor -%}
 </tbody></table></div>"""
 )
 _FIGURE = _ENVIRONMENT.from_string(
-    """<figure{% if is_wide %} class="broad"{% endif %}>{{ svg }}<figcaption>{{ caption }} <span>
+    """<figure{% if css %} class="{{ css }}"{% endif %}>{{ svg }}<figcaption>
+{%- if text %}<p>{{ text | sup }}</p>{% endif %}<small>{{ caption | sup }} <span>
 {%- for suffix in suffixes -%}
 {{ " " if not loop.first }}<a href="{{ files }}.{{ suffix }}">{{ suffix | upper }}</a>
 {%- endfor -%}
-</span></figcaption></figure>"""
+</span></small></figcaption></figure>"""
 )
 
 
@@ -82,7 +102,7 @@ def write_page(path, title, headline, tiles, sections, footer, dark_colors, refr
 
 def paragraph(text, css="") -> Markup:
     """Return a paragraph of text. css: class of the paragraph."""
-    return Markup('<p class="{}">{}</p>').format(css, text)
+    return Markup('<p class="{}">{}</p>').format(css, superscripts(text))
 
 
 def code_block(text) -> Markup:
@@ -127,7 +147,11 @@ def html_table(
         lines.append(cells)
     columns = [{"name": name, "css": css[name]} for name in rows[0]]
     table_css = "sortable" if is_sortable else ""
-    return Markup(_TABLE.render(columns=columns, lines=lines, css=table_css))
+    table_css += " cards" if len(columns) > MAX_PLAIN_COLUMNS else ""
+    table_css += " stacked" if len(columns) > MAX_COLUMNS else ""
+    return Markup(
+        _TABLE.render(columns=columns, lines=lines, css=table_css.strip(), is_sortable=is_sortable)
+    )
 
 
 def _alignment(values) -> Markup:
@@ -143,10 +167,11 @@ def _sort_key(value) -> float | str:
     return "" if value is None or value != value else value
 
 
-def html_figure(figure: Figure, files: str = "") -> Markup:
+def html_figure(figure: Figure, files: str = "", text: str = "", is_large: bool = False) -> Markup:
     """Return a figure as inline SVG. The caption of the figure becomes HTML text.
 
-    files: path without suffix of the PNG and SVG to link to, "" for no links.
+    files: path without suffix of the PNG and SVG to link to, "" for no links. text: sentences about
+    the result, above the caption. is_large: show the figure alone in its line.
     """
     svg, caption = style.to_inline_svg(figure)
     title = figure.axes[0].get_title(loc="left") or figure.get_suptitle()
@@ -157,19 +182,33 @@ def html_figure(figure: Figure, files: str = "") -> Markup:
             caption=caption,
             files=files,
             suffixes=("png", "svg") if files else (),
-            is_wide=figure.get_figwidth() > MAX_WIDTH,
+            text=text,
+            css="large" if is_large else "broad" if figure.get_figwidth() > MAX_WIDTH else "",
         )
     )
 
 
 def html_figures(figures: Sequence[Markup]) -> Markup:
-    """Return figures in a grid, with a hint on how to zoom. A wide page shows several per row."""
+    """Return figures in a grid, empty without figures. A wide page shows several per row."""
     if not figures:
-        return paragraph("No run has data for a figure yet.", "muted")
-    hint = "Click a figure to widen it. In a wide figure, use the wheel or + to zoom, drag to move "
-    hint += "and press 0 to reset."
-    return paragraph(hint, "hint") + Markup('<div class="figures">{}</div>').format(
-        join_html(figures)
+        return Markup("")
+    return Markup('<div class="figures">{}</div>').format(join_html(figures))
+
+
+def subheading(text) -> Markup:
+    """Return a heading inside a section."""
+    return Markup("<h3>{}</h3>").format(text)
+
+
+def glossary() -> Markup:
+    """Return the terms of reports with their definitions, from the template glossary.html."""
+    return Markup(_ENVIRONMENT.get_template("glossary.html").render())
+
+
+def text_list(lines: Sequence[str]) -> Markup:
+    """Return lines of text as a list."""
+    return Markup("<ul>{}</ul>").format(
+        join_html([Markup("<li>{}</li>").format(superscripts(line)) for line in lines])
     )
 
 

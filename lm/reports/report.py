@@ -1,4 +1,4 @@
-"""Write the HTML report of a sweep: prediction, result, laws, figures and every run.
+"""Write the HTML report of a sweep: setup, law, prediction, next run, abilities, cost, runs.
 
     path = report.write_report("runs/quickstart")   # report.html, figures/NAME.png and NAME.svg
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from lm.config import run_files
 from lm.reports import device_cost, figures, html, summary
 from lm.reports.audit import prediction_results
-from lm.reports.plots import style
+from lm.reports.plots import explanations, style
 from lm.reports.sections import report_sections
 from lm.runs import provenance, records
 
@@ -39,20 +39,24 @@ def write_summary(
     rates: device_cost.DeviceRates | None = None,
 ) -> Path:
     """Write the report of a loaded sweep. Return the path of the page. See `write_report`."""
-    figure_elements = []
-    for name, (figure, meta) in figures.all_figures(sweep).items():
+    rates = rates or device_cost.DeviceRates()
+    figure_elements = {}
+    drawn = figures.all_figures(sweep)
+    for name, (figure, meta) in drawn.items():
         if not refresh:
             style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
-        figure_elements.append(html.html_figure(figure, "" if refresh else f"figures/{name}"))
+        files = "" if refresh else f"{run_files.FIGURES}/{name}"
+        text = explanations.explain_figure(name)
+        is_large = name == report_sections.main_figure(drawn)
+        figure_elements[name] = html.html_figure(figure, files, text, is_large)
     results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
-    sections = {"Figures": html.html_figures(figure_elements)}
     return html.write_page(
         sweep.path / "report.html",
         title=sweep.path.name or sweep.path.resolve().name,
         headline=summary.headline(sweep),
-        tiles=[*_tiles(sweep), *_cost_tiles(sweep, rates or device_cost.DeviceRates())],
-        sections=sections | report_sections.all_sections(sweep),
+        tiles=[*_tiles(sweep), *_cost_tiles(sweep, rates)],
+        sections=report_sections.all_sections(sweep, figure_elements, rates),
         footer=f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)}"
         " runs.",
         dark_colors=style.dark_theme_map(sweep.rows),

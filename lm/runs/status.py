@@ -40,6 +40,9 @@ def run_statuses(folder: str | Path) -> list[dict]:
     status            planned, running, stuck, done, diverged, failed, lost or unreadable. A stuck
                       run has a living process and writes no metrics. The records of an unreadable
                       run are damaged
+    state             status in more detail: planned, compiling, running, stuck, done, stopped (done
+                      before its planned steps), diverged, failed (an error), interrupted (a signal
+                      stopped it), crashed (killed, or lost with its machine) or unreadable
     step, steps       last logged step, planned number of steps
     share             fraction of the steps that are done, 0 to 1
     tokens_per_second, mfu            speed and model FLOPs utilization at the last log step
@@ -62,7 +65,9 @@ def folder_status(folder: str | Path) -> FolderStatus:
     costs, problems = _planned_costs(filesystem.open_path(folder))
     for run_dir, cost in costs.items():
         planned = "unreadable" if run_dir in loaded.unreadable else "planned"
-        statuses.setdefault(cost["name"], _planned_status(cost) | {"status": planned})
+        statuses.setdefault(
+            cost["name"], _planned_status(cost) | dict.fromkeys(("status", "state"), planned)
+        )
     by_sweep = sorted(statuses.values(), key=lambda run: run["name"].rpartition("/")[0])
     return FolderStatus(by_sweep, [*notes, *problems])
 
@@ -121,6 +126,7 @@ def _planned_status(cost: dict) -> dict:
     return dict.fromkeys(names) | {
         "name": cost["name"],
         "status": "planned",
+        "state": "planned",
         "step": 0,
         "steps": cost.get("steps"),
         "share": 0.0,
@@ -155,6 +161,7 @@ def _started_status(row: dict) -> dict:
     return {
         "name": row["name"],
         "status": status,
+        "state": _state(row, status, metrics, step),
         "step": step,
         "steps": row["steps"],
         "share": 1.0 if is_over else step / row["steps"],
@@ -171,6 +178,21 @@ def _started_status(row: dict) -> dict:
         "attempts": row.get("attempts", 0),
         "reason": row.get("reason", ""),
     }
+
+
+def _state(row: dict, status: str, metrics: list[dict], step: int) -> str:
+    """Return the status in more detail: see `run_statuses`."""
+    if status == "running":
+        attempt = row.get("attempts", 0)
+        has_steps = metrics and metrics[-1].get("attempt", attempt) >= attempt
+        return "running" if has_steps else "compiling"
+    if status == "lost":
+        # A process that is stopped by a signal records it. A killed process cannot.
+        recorded = records.read_facts(filesystem.open_path(row["dir"])).get("status")
+        return "interrupted" if recorded == "lost" else "crashed"
+    if status == "done" and step < row["steps"]:
+        return "stopped"
+    return status
 
 
 def _finite(value: object) -> float | None:

@@ -1,5 +1,7 @@
 """HTML elements and the page: escaping, tables, template."""
 
+import pathlib
+import re
 from html.parser import HTMLParser
 
 from lm.reports import html
@@ -61,8 +63,27 @@ def test_page_escapes_its_arguments_and_loads_nothing(tmp_path):
         dark_colors=style.dark_theme_map([]),
     )
     parsed = PageParser(path.read_text(encoding="utf-8"))
-    # Title, heading, headline, tile twice, section twice, footer.
-    assert parsed.text.count(HOSTILE) == 8
+    # Title, heading, headline, tile twice, link, section twice, footer.
+    assert parsed.text.count(HOSTILE) == 9
     assert [tag for tag, _ in parsed.tags].count("script") == 1
     assert not [tag for tag, _ in parsed.tags if tag in ("link", "img", "iframe")]
     assert not [attrs for _, attrs in parsed.tags if "src" in attrs]
+
+
+def test_glossary_of_the_page_is_that_of_the_readme():
+    terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", str(html.glossary()))
+    readme = (pathlib.Path(__file__).parents[2] / "experiments/README.md").read_text("utf-8")
+    section = readme.partition("## Glossary")[2]
+    assert len(terms) > 20 and re.findall(r"^\| (.*?) \| (.*?) \|$", section, re.M)[2:] == terms
+
+
+def test_exponents_are_superscripts_and_text_is_escaped():
+    text = html.superscripts("L = 2 N^-0.25 <b>, 2.5×10^15, p^k, ^3")
+    assert text == "L = 2 N<sup>−0.25</sup> &lt;b&gt;, 2.5×10<sup>15</sup>, p^k, ^3"
+    assert "10<sup>15</sup>" in html.html_table([{"FLOPs": "10^15"}])
+
+
+def test_wide_tables_are_lists_of_cards():
+    for n_columns, expected in ((3, ""), (4, "cards"), (13, "cards stacked")):
+        table = html.html_table([{f"c{i}": i for i in range(n_columns)}])
+        assert f'<table class="{expected}">' in table and 'data-name="c1"' in table

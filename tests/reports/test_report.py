@@ -7,14 +7,14 @@ import shutil
 import pytest
 from fixtures import made_up_sweep
 
-from lm.reports import figures, report, summary
+from lm.reports import figures, html, report, summary
 from lm.reports.plots import style
 from lm.runs import json_files, provenance, records, task_results
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FIGURES = {
     *("loss", "compute", "curves", "completion", "sources", "predicted"),
-    *("mastered", "abilities", "emergence", "tasks", "tasks_vs_loss", "goodput"),
+    *("mastered", "abilities", "emergence", "tasks", "tasks_flat", "tasks_vs_loss", "goodput"),
 }
 
 
@@ -230,7 +230,7 @@ def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, page_only):
     records.write_facts(folder / "60K", **{"parent.flops": flops})
     text = page_text(folder)
     assert "30K done trunk run, represented by its" in text
-    assert style.power_of_ten(total_flops - flops) in text
+    assert visible_text(html.superscripts(style.power_of_ten(total_flops - flops))) in text
     row = next(row for row in summary.load_summary(folder).rows if row["name"] == "toy/60K")
     assert summary.incremental_flops(row) == total_flops - flops
 
@@ -248,7 +248,7 @@ def test_runs_on_other_token_budgets_are_excluded(tmp_path, page_only):
     (folder / "sweep.json").unlink()
     (folder / "plan.json").unlink()  # names the runs of the sweep too
     text = page_text(folder)
-    assert "300K-short done trained on 1M tokens; the law is for 2M" in text
+    assert "1.6M-short done trained on 1M tokens; the law is for 2M" in text
 
 
 def test_hostile_source_names_are_escaped(tmp_path, page_only):

@@ -16,6 +16,7 @@ The files, in reading order:
     recipe_multiplier.py  compute multiplier of two recipes
     learning_rates.py     loss against learning rate, coordinate check
     goodput.py            time by phase
+    explanations.py       two plain sentences about each figure of a report
 """
 
 from lm.reports.plots.abilities import abilities_by_family, gain_and_margin

@@ -35,9 +35,15 @@ def draw_law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(
     axes.set(xscale="log", yscale="log")
     finished = run_selection.finished_with(rows, x, y)
     _law_points(axes, finished, fit, (x, y), style.size_colors(rows, theme), theme, prediction)
-    name_sizes(axes, finished, x, y, theme, label_offset)
+    named = [r for r in finished if fit_kind(r, fit) == "filled" and not is_target(r, prediction)]
+    name_sizes(axes, named, (x, y), theme, label_offset, all_rows=finished)
+    targets = [row for row in finished if is_target(row, prediction)]
+    name_sizes(axes, targets, (x, y), theme, (6, 6), all_rows=finished)
     if fit is not None:
         _law_curve(axes, finished, fit, x, theme, prediction)
+    low, high = np.log(axes.get_ylim())
+    if label_offset[1] < 0:  # the labels below the lowest markers must not cover the axis
+        axes.set_ylim(bottom=np.exp(low - 0.08 * (high - low)))
     set_scales(axes, x, y)
 
 
@@ -56,7 +62,9 @@ def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -
     x, y = columns
     for row in finished:
         error = task_results.standard_error(row, y)
-        tip = f"{short_run_name(row)}: {style.format_number(row[y])} ± {error:.2g}"
+        tip = f"{describe_point(row, y)} ± {error:.2g}"
+        if fit is not None:
+            tip += f", law {law_interval(fit, row[x])}"
         kind = fit_kind(row, fit)
         kind = "diamond" if is_target(row, prediction) else kind
         draw_point(axes, (row[x], row[y]), colors[row["name"]], theme, tip, error, kind=kind)
@@ -94,34 +102,6 @@ def draw_interval(axes: Axes, x, prediction, theme, width) -> None:
     bar = {"linewidth": width, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1.2}
     axes.plot([x, x], [lo, hi], gid=gid, **bar)
     axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)
-
-
-def draw_prediction_inset(axes: Axes, rows, prediction, y, theme) -> None:
-    """Draw the predicted interval beside the measured loss in an inset.
-
-    The inset is in the lower left corner, where a falling law leaves space.
-    """
-    low, high = np.log(axes.get_ylim())
-    axes.set_ylim(bottom=np.exp(low - 0.12 * (high - low)))
-    panel = axes.inset_axes((0.1, 0.09, 0.3, 0.36), facecolor=theme["paper"])
-    draw_interval(panel, 0, prediction, theme, width=11)
-    tick = "not measured"
-    for row in run_selection.finished_with(rows, prediction["x"], y):
-        if is_target(row, prediction):
-            tick, color = "measured", style.size_colors(rows, theme)[row["name"]]
-            tip, error = (
-                f"measured {style.format_number(row[y])}",
-                task_results.standard_error(row, y),
-            )
-            draw_point(panel, (1, row[y]), color, theme, tip, error, kind="diamond")
-    name = short_run_name({"name": prediction["target"]})
-    panel.set_title(name, size=8.5, color=theme["ink"], pad=4, parse_math=False)
-    panel.set_xlim(-0.6, 1.6)
-    panel.margins(y=0.18)
-    panel.set_xticks([0, 1], ["predicted", tick])
-    panel.tick_params(colors=theme["muted"], labelsize=7.5, length=2)
-    panel.locator_params(axis="y", nbins=4)
-    panel.spines[:].set_color(theme["grid"])
 
 
 def draw_point(
@@ -191,9 +171,9 @@ def draw_means(
     axes.plot(*mean_curve(finished, x, y, scale), line, **mean_line)
     for row in finished:
         value, error = scale * row[y], scale * task_results.standard_error(row, y)
-        tip = f"{short_run_name(row)}: {style.format_number(value)} ± {error:.2g}"
+        tip = f"{describe_point(row, y, scale)} ± {error:.2g}"
         draw_point(axes, (row[x], value), colors[row["name"]], theme, tip, error)
-    name_sizes(axes, finished, x, y, theme, label_offset, scale)
+    name_sizes(axes, finished, (x, y), theme, label_offset, scale)
     return finished
 
 
@@ -208,15 +188,17 @@ def mean_curve(rows, x, y, scale=1.0) -> tuple[list[float], list[float]]:
     return list(values), [sum(ys) / len(ys) for ys in values.values()]
 
 
-def name_sizes(axes: Axes, rows, x, y, theme, label_offset, scale=1.0) -> None:
+def name_sizes(axes: Axes, rows, columns, theme, label_offset, scale=1.0, all_rows=None) -> None:
     """Write the name of every size beside its first run.
 
-    Write nothing if label_offset is None or if there are more than MAX_LABELS sizes.
+    columns: (x, y). all_rows: rows that the names must distinguish, by default the same rows. Write
+    nothing if label_offset is None or if there are more than MAX_LABELS sizes.
     """
+    x, y = columns
     first_rows = {row.get(records.N_PARAMS, row[x]): row for row in reversed(rows)}
     if not label_offset or len(first_rows) > MAX_LABELS:
         return
-    names, alignment = size_labels(rows), "right" if label_offset[0] < 0 else "left"
+    names, alignment = size_labels(all_rows or rows), "right" if label_offset[0] < 0 else "left"
     for size, row in sorted(first_rows.items()):
         text = names.get(size, short_run_name(row))
         style.annotate(axes, row[x], scale * row[y], text, theme, label_offset, ha=alignment)
@@ -288,6 +270,23 @@ def short_run_name(row: Mapping) -> str:
     return row["name"].rsplit("/", 1)[-1]
 
 
+def describe_point(row: Mapping, y: str, scale=1.0) -> str:
+    """Return name, size, tokens and result of a run as text of a tooltip.
+
+    Example: 100K: N = 102K, D = 2.5M, 4.192.
+    """
+    inputs = (("N", records.N_PARAMS), ("D", records.TOKENS))
+    known = [(letter, row[key]) for letter, key in inputs if records.is_finite(row.get(key))]
+    texts = [f"{letter} = {style.format_si(value)}" for letter, value in known]
+    return f"{short_run_name(row)}: {', '.join([*texts, style.format_number(scale * row[y])])}"
+
+
+def law_interval(fit, value) -> str:
+    """Return the value and the interval of a law of one input as text: 4.21 [4.15, 4.27]."""
+    estimate = fit.predict(value, level=LEVEL)
+    return style.format_prediction(estimate.value, estimate.lo, estimate.hi)
+
+
 def count_label(rows: Sequence) -> str:
     """Return the number of rows as text: "1 run", "6 runs"."""
     return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
@@ -331,9 +330,6 @@ def predicted_interval(prediction: dict) -> tuple[float, float, float]:
 
 
 def format_formula(fit) -> str:
-    """Format a fitted law in one line: L(N) = 0.9 + 18 N⁻⁰·²⁵."""
-    values = {
-        name: f"{value:#.3g}".rstrip(".") if 1e-3 < abs(value) < 1e4 else style.power_of_ten(value)
-        for name, value in fit.params.items()
-    }
-    return style.format_exponents(fit.formula.format(**values))
+    """Format a fitted law in one line of plain characters: L(N) = 0.9 + 18 N^-0.25."""
+    values = {name: style.format_parameter(value) for name, value in fit.params.items()}
+    return fit.formula.format(**values).replace("+ -", "- ").replace("- -", "+ ")

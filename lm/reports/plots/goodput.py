@@ -54,8 +54,8 @@ def phase_table(rows) -> list[dict[str, str | float]]:
 def time_by_phase(rows, theme=style.LIGHT) -> Figure:
     """Plot the share of the wall time of each phase in percent, as one divided bar per run.
 
-    The smallest model is at the top. Runs without recorded phases are not shown. A number in a bar
-    is the goodput in percent.
+    The smallest model is at the top. Runs without recorded phases are not shown. The number beside
+    the name of a run is the goodput in percent.
     """
     rows = timed_runs(rows)
     figure, axes = style.new_figure("Time by phase", "Share of wall time (%)", "", theme)
@@ -66,9 +66,8 @@ def time_by_phase(rows, theme=style.LIGHT) -> Figure:
         if max(widths, default=0.0) >= 0.05:
             bars[PHASES[part]] = axes.barh(ys, widths, left=starts, height=0.72, color=color)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    for y, row in zip(ys, rows, strict=True):
-        style.annotate(axes, 1.0, y, f"{100 * row['clock.goodput']:.0f}%", theme, (0, -3))
-    axes.set_yticks(ys, [elements.short_run_name(row) for row in rows], parse_math=False)
+    names = [f"{elements.short_run_name(row)}  {100 * row['clock.goodput']:.0f}%" for row in rows]
+    axes.set_yticks(ys, names, parse_math=False)
     axes.set_xlim(0, 100)
     axes.invert_yaxis()
     axes.grid(visible=False)

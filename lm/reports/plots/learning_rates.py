@@ -111,7 +111,7 @@ def loss_vs_learning_rate(rows, along, theme=style.LIGHT, optima=None) -> Figure
     figure, panels = style.new_panels(title, len(rules), theme, columns=max(len(rules), 1))
     figure.set_size_inches(max(3.7 * len(rules), 5.4), 3.7)
     values = sorted({optimum[along] for optimum in optima})
-    colors = dict(zip(values, style.categorical_colors(theme, max(len(values), 2)), strict=False))
+    colors = dict(zip(values, style.ordered_colors(theme, max(len(values), 2)), strict=False))
     exponents = {line[lr_analysis.RULE]: line for line in lr_analysis.lr_exponents(optima, along)}
     for axes, rule in zip(panels, rules, strict=False):
         labels = []

@@ -22,7 +22,8 @@ BUDGET_TOLERANCE = 0.1  # relative deviation of a run's FLOPs from its isoFLOP b
 def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style.LIGHT) -> Figure:
     """Plot the held-out loss against training tokens, a color per size, on log axes.
 
-    fit: a law of N and D such as laws.chinchilla, or None. It adds a line per size.
+    fit: a law of N and D such as laws.chinchilla, which gives the line of each size. Without a law,
+    the line connects the means of runs with equal tokens.
     """
     figure, axes = style.new_figure("Loss against tokens", x, y, theme)
     finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
@@ -34,6 +35,9 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
         if fit is not None:
             tokens = np.geomspace(same_size[0][x], same_size[-1][x], 40)
             axes.plot(tokens, fit.predict(size, tokens).value, color=color, linewidth=1.2, zorder=1)
+        else:
+            means = elements.mean_curve(same_size, x, y)
+            axes.plot(*means, color=color, linewidth=1.2, zorder=1)
         for row in same_size:
             _draw_run(axes, row, (x, y), fit, color, theme)
         labels.append((style.format_si(size), same_size[-1][x], same_size[-1][y]))
@@ -97,14 +101,14 @@ def loss_contours(rows, fit, levels=8, y=records.LOSS, theme=style.LIGHT) -> Fig
         D,
         losses,
         levels=np.quantile(losses, np.linspace(0.04, 0.96, levels)),
-        colors=style.categorical_colors(theme, levels),
+        colors=style.ordered_colors(theme, levels),
         linewidths=1.4,
     )
     axes.set(xscale="log", yscale="log")
     axes.clabel(contours, fmt=style.format_number, fontsize=8)
     flops = [row[records.FLOPS] for row in fitted]
     budgets = np.geomspace(min(flops) / 30, max(flops) * 30, 200)
-    line = {"color": theme["accent"], "linewidth": 1.6, "label": "least loss for a budget"}
+    line = {"color": theme["ink"], "linewidth": 1.6, "label": "least loss for a budget"}
     axes.plot(*compute_optimal.best_allocation_grid(fit, fitted, budgets), "--", **line)
     for row in finished:
         tip = f"{elements.short_run_name(row)}, {style.format_si(row[d_column])} tokens: "
@@ -129,7 +133,7 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
     minima = fit.budgets
     n_runs, labels = 0, []
     for minimum, color in zip(
-        minima, style.categorical_colors(theme, max(len(minima), 2)), strict=False
+        minima, style.ordered_colors(theme, max(len(minima), 2)), strict=False
     ):
         runs = [
             row
@@ -179,7 +183,7 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
     figure, axes = style.new_figure("The best size of a budget", records.FLOPS, column, theme)
     minima = fit.budgets
     for minimum, color in zip(
-        minima, style.categorical_colors(theme, max(len(minima), 2)), strict=False
+        minima, style.ordered_colors(theme, max(len(minima), 2)), strict=False
     ):
         if minimum.is_used:
             best_size = minimum.x

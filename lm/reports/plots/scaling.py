@@ -24,15 +24,13 @@ def loss_vs_parameters(
     """Plot the loss of every finished run against its size, and the fitted law, on log axes.
 
     Unfinished runs and trunk runs are not shown. fit: result of laws.power for the columns x and y,
-    or None. prediction: content of prediction.json, or None. An inset compares its interval with
-    the measured loss.
+    or None. prediction: content of prediction.json, or None. Its interval is a bar
+    at the size of the target.
 
     Raises ValueError if the law was fitted to other columns than x and y.
     """
     figure, axes = style.new_figure("Loss against parameters", x, y, theme)
-    elements.draw_law(axes, rows, fit, x, y, theme, prediction)
-    if prediction and prediction["x"] == x and prediction["y"] == y:
-        elements.draw_prediction_inset(axes, rows, prediction, y, theme)
+    elements.draw_law(axes, rows, fit, x, y, theme, prediction, label_offset=(-5, -12))
     return style.finish_figure(figure, axes, _law_caption(rows, fit, x, y), theme)
 
 

@@ -29,18 +29,27 @@ from PIL import Image
 
 from lm.runs import filesystem, records
 
-# Theme: name of a color -> hex code. "sizes" is the range of the colormap viridis that contrasts
-# with the paper. Viridis is perceptually uniform and safe for color-blind readers.
+# Theme: name of a color -> hex code. A color has one meaning: "accent", "soft" mark a prediction,
+# "good" and "bad" its verdict, "note" a warning. "sizes" is the range of the colormap viridis that
+# contrasts with the paper: it marks model sizes and is safe for color-blind readers.
 LIGHT = {
     "paper": "#ffffff", "ink": "#1d2733", "muted": "#5b6775", "grid": "#e6eaef",
     "band": "#dde3ea", "accent": "#c9430b", "soft": "#f6cfbd", "raised": "#f4f6f8",
-    "good": "#1a7f4b", "sizes": (0.02, 0.76),
+    "good": "#1a7f4b", "bad": "#b3121d", "note": "#a07c00", "sizes": (0.02, 0.76),
 }  # fmt: skip
 DARK = {
     "paper": "#11171e", "ink": "#e8edf2", "muted": "#9aa7b4", "grid": "#25303b",
     "band": "#303d4b", "accent": "#ff9152", "soft": "#6b3a20", "raised": "#1a222b",
-    "good": "#4cc38a", "sizes": (0.36, 0.97),
+    "good": "#4cc38a", "bad": "#ff6b6b", "note": "#d9b441", "sizes": (0.36, 0.97),
 }  # fmt: skip
+
+# Categories, such as task families and phases: (light, dark), none of them a color of a size.
+CATEGORIES = (
+    ("#8c510a", "#d8a25e"), ("#c2408a", "#f27db8"), ("#3a3f47", "#c9ced6"), ("#c99a2e", "#e8cb6a"),
+    ("#7f1d1d", "#e08585"), ("#e38fb4", "#f9c3da"), ("#a89f91", "#8f8779"),
+)  # fmt: skip
+# Range of the colormap YlOrBr for ordered values that are not sizes, such as budgets and losses.
+ORDERED = {"light": (0.45, 0.95), "dark": (0.6, 0.1)}
 
 # Column -> axis label with the unit.
 LABELS = {
@@ -53,6 +62,7 @@ LABELS = {
     "eval.completion": "Held-out words completed exactly (%)",
 }
 
+EXPONENT = re.compile(r"(?<=[\w)])\^(-?[0-9]+(?:\.[0-9]+)?)")  # N^-0.25
 Corner = Literal["upper left", "upper right"]
 MAX_COLORS = 12  # categorical colors in one figure
 
@@ -84,10 +94,13 @@ def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list
     """Create a figure with n small panels. Return the figure and the list of its axes.
 
     title: title of the figure. n: number of panels; 0 gives one panel. theme: LIGHT or DARK.
-    columns: number of panels per line. The figure is 11 inches wide.
+    columns: largest number of panels per line, which fill 11 inches. The figure has at least the
+    width of `new_figure`.
     """
     n_lines = max(-(-n // columns), 1)
     size = (11, 0.7 + 1.9 * n_lines)
+    if 0 < n < columns:
+        size, columns = (max(11 * n / columns, 5.4), size[1]), n
     figure = Figure(figsize=size, layout="constrained", facecolor=theme["paper"])
     figure.suptitle(title, x=0.012, ha="left", weight="bold", size=11, color=theme["ink"])
     all_axes = [figure.add_subplot(n_lines, columns, i + 1) for i in range(max(n, 1))]
@@ -126,7 +139,7 @@ def add_legend(axes: Axes, theme=LIGHT, corner: Corner = "upper right") -> None:
     if handles:
         text = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
         frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
-        axes.legend(handles, labels, loc=corner, **text, **frame)
+        axes.legend(handles, [math_text(label) for label in labels], loc=corner, **text, **frame)
 
 
 def add_caption(figure: Figure, sentences: list[str], theme=LIGHT) -> None:
@@ -165,37 +178,38 @@ def log_x(axes: Axes, format_tick) -> None:
     low, high = np.log10(axes.get_xlim())
     steps = (1, 2, 5) if high - low < 1.7 else (1, 3) if high - low < 3.4 else (1,)
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: math_text(format_tick(value))))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
 def log_y(axes: Axes, format_tick="{:.4g}".format) -> None:
     """Make the y axis logarithmic.
 
-    If the axis spans less than a factor of ten, as for losses, the values of the ticks are evenly
-    spaced.
+    If the axis spans less than a factor of ten, the values of the ticks are evenly spaced.
     """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high > 10 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: math_text(format_tick(value)))
+        )
         return axes.yaxis.set_minor_locator(NullLocator())
     ticks = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: math_text(format_tick(value))))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
 def annotate(axes: Axes, x: float, y: float, text: str, theme, offset=(5, 5), **look) -> None:
-    """Write text beside the data point (x, y), without interpretation of $ as math.
+    """Write text beside the data point (x, y), with exponents as `math_text`.
 
     theme: LIGHT or DARK. offset: (right, up) in points. look: further arguments of matplotlib's
     annotate, such as ha="right".
     """
-    look |= {"color": theme["ink"], "size": 8.5, "parse_math": False, "textcoords": "offset points"}
+    look |= {"color": theme["ink"], "size": 8.5, "textcoords": "offset points"}
     background = {"facecolor": theme["paper"], "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
-    axes.annotate(text, (x, y), xytext=offset, bbox=background, **look)
+    axes.annotate(math_text(text), (x, y), xytext=offset, bbox=background, **look)
 
 
 def label_offsets(axes: Axes, points, height=10.5, width=40.0) -> list[float]:
@@ -213,6 +227,7 @@ def label_offsets(axes: Axes, points, height=10.5, width=40.0) -> list[float]:
             overlap = height - (ys[high] - ys[low])
             if overlap > 0 and abs(positions[high, 0] - positions[low, 0]) < width:
                 ys[low], ys[high] = ys[low] - overlap / 2, ys[high] + overlap / 2
+    ys += max(height / 2 - ys.min(), 0.0)  # labels below the axis would cover its ticks
     return [float(offset) for offset in ys - positions[:, 1]]
 
 
@@ -232,17 +247,24 @@ def size_colors(rows, theme=LIGHT) -> dict[str, str]:
 
 
 def categorical_colors(theme=LIGHT, n=4) -> list[str]:
-    """Return n colors for categories that are not model sizes."""
-    viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
-    return [str(colors.to_hex(viridis(shade))) for shade in np.linspace(first, last, n)]
+    """Return n colors for categories. They repeat after len(CATEGORIES)."""
+    return [CATEGORIES[i % len(CATEGORIES)][int(theme is DARK)] for i in range(n)]
+
+
+def ordered_colors(theme=LIGHT, n=4) -> list[str]:
+    """Return n colors for increasing values that are not model sizes."""
+    first, last = ORDERED["dark" if theme is DARK else "light"]
+    colormap = matplotlib.colormaps["YlOrBr"]
+    return [str(colors.to_hex(colormap(shade))) for shade in np.linspace(first, last, n)]
 
 
 def dark_theme_map(rows) -> dict[str, str]:
     """Return {color in the LIGHT theme: color in the DARK theme} for all figures of these rows."""
     light, dark = size_colors(rows, LIGHT), size_colors(rows, DARK)
     pairs = {LIGHT[name]: DARK[name] for name in LIGHT if name != "sizes"}
+    pairs |= dict(CATEGORIES)
     for n in range(2, MAX_COLORS + 1):
-        pairs |= dict(zip(categorical_colors(LIGHT, n), categorical_colors(DARK, n), strict=True))
+        pairs |= dict(zip(ordered_colors(LIGHT, n), ordered_colors(DARK, n), strict=True))
     return {light[name]: dark[name] for name in light} | pairs
 
 
@@ -250,10 +272,7 @@ def dark_theme_map(rows) -> dict[str, str]:
 
 
 def format_si(value: float) -> str:
-    """Format a count with three digits: 12_345 -> 12.3K. The suffixes are K, M, B and T.
-
-    Values outside the range of the suffixes become powers of ten.
-    """
+    """Format a count with three digits: 12_345 -> 12.3K (K, M, B, T), or else a power of ten."""
     for unit, size in (("", 1), ("K", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)):
         if value == 0 or 1 <= abs(value) < 999.5 * size:
             return f"{value / size:.3g}{unit}"
@@ -261,23 +280,31 @@ def format_si(value: float) -> str:
 
 
 def power_of_ten(value: float) -> str:
-    """Format a number as a power of ten in plain characters: 2.5e15 -> 2.5·10¹⁵."""
+    """Format a number as a power of ten in plain characters: 2.5e15 -> 2.5×10^15.
+
+    Figures and pages typeset the exponent: see `math_text` and html.superscripts.
+    """
     if not value or not math.isfinite(value):
         return str(value)
     digits, exponent = f"{value:.2e}".split("e")
     digits = digits.rstrip("0").rstrip(".")
-    return format_exponents(
-        f"10^{int(exponent)}" if digits == "1" else f"{digits}·10^{int(exponent)}"
-    )
+    if int(exponent) == 0:
+        return digits
+    return f"10^{int(exponent)}" if digits == "1" else f"{digits}×10^{int(exponent)}"
 
 
-def format_exponents(text: str) -> str:
-    """Replace exponents by superscript characters: N^-0.25 -> N⁻⁰·²⁵.
+def format_parameter(value: float) -> str:
+    """Format a fitted parameter with three digits: 0.144, 25.0, 2.55×10^3."""
+    is_plain = 1e-3 < abs(value) < 999.5 or value == 0
+    return f"{value:#.3g}".rstrip(".") if is_plain else power_of_ten(value)
 
-    The middle dot replaces the decimal point, because Unicode has no superscript period.
+
+def math_text(text: str) -> str:
+    """Return a text for matplotlib, with exponents as mathtext: 2 N^-0.25 -> 2 N$^{-0.25}$.
+
+    Other dollar signs are escaped.
     """
-    table = str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹")
-    return re.sub(r"\^(-?[0-9.]+)", lambda match: match[1].translate(table), text)
+    return EXPONENT.sub(r"$^{\1}$", text.replace("$", r"\$"))
 
 
 def truncate_label(text: str, max_length=24) -> str:
@@ -352,9 +379,8 @@ def to_inline_svg(figure: Figure) -> tuple[str, str]:
     its <title>. All text is escaped.
     """
     caption = " ".join(figure.get_supxlabel().split())
-    caption_text = figure.supxlabel(figure.get_supxlabel())
-    caption_height = caption_text.get_window_extent().y1 * 72 / figure.dpi  # points
-    caption_text.set_text("")
+    figure.supxlabel("")
+    box = figure.get_tightbbox().padded(0.03)  # inches
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -366,6 +392,7 @@ def to_inline_svg(figure: Figure) -> tuple[str, str]:
     svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
     svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     svg = re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)
-    width, height = figure.get_size_inches() * 72
-    size = f'viewBox="0 0 {width:g} {height - caption_height:g}" role="img"'
+    bottom = 72 * figure.get_figheight()
+    view = f"{72 * box.x0:g} {bottom - 72 * box.y1:g} {72 * box.width:g} {72 * box.height:g}"
+    size = f'viewBox="{view}" role="img"'
     return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1), caption

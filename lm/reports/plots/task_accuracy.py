@@ -67,21 +67,24 @@ def tasks_mastered(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
 
 
-def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
+def task_curves(
+    rows, tasks=None, x=records.N_PARAMS, theme=style.LIGHT, title="Accuracy by task"
+) -> Figure:
     """Plot the accuracy in percent against size, one small panel per task.
 
-    Minimal pairs have a panel per phenomenon. A dotted line is the best baseline.
+    tasks: names of the shown tasks, None for all. Minimal pairs have a panel per phenomenon. A
+    dotted line is the best baseline.
     """
     selection = run_selection.largest_token_budget(rows, x)
-    tasks = task_results.summary_tasks(selection.rows)
-    figure, panels = style.new_panels("Accuracy by task", len(tasks), theme)
+    tasks = task_results.summary_tasks(selection.rows) if tasks is None else tasks
+    figure, panels = style.new_panels(title, len(tasks), theme)
     finished = []
     for axes, task in zip(panels, tasks, strict=False):
         y = task_results.task_column(task)
         shown = elements.draw_means(axes, selection.rows, x, y, theme, scale=100, label_offset=None)
         finished = shown or finished
-        _draw_baseline(axes, finished, x, task, theme)
-        style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
+        baseline = _draw_baseline(axes, finished, x, task, theme)
+        style.panel_title(axes, _panel_title(task, baseline), theme)
         elements.set_scales(axes, x, y)
         axes.set_ylim(-4, 104)
     counts = {
@@ -100,17 +103,21 @@ def task_curves(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     )
 
 
-def _draw_baseline(axes, finished, x, task, theme) -> None:
-    """Draw the score of the best baseline as a dotted line, with the name of the baseline."""
+def _panel_title(task: str, baseline: str) -> str:
+    """Return the short name of a task with its best baseline: copy (chance 17%)."""
+    name = style.truncate_label(short_names.shorten_task(task), 20)
+    return f"{name} ({baseline})" if baseline else name
+
+
+def _draw_baseline(axes, finished, x, task, theme) -> str:
+    """Draw the score of the best baseline as a dotted line. Return its name and score as text."""
     best = {row[x]: task_results.best_baseline(row, task) for row in finished}
     if not best:
-        return
+        return ""
     scores = [100 * score for _, score in best.values()]
     axes.plot(list(best), scores, ":", color=theme["muted"], linewidth=1)
     name, score = next(iter(best.values()))
-    text = f"{name} {100 * score:.0f}"
-    start = next(iter(best)), 100 * score
-    style.annotate(axes, *start, text, theme, (0, 2))
+    return f"{name} {100 * score:.0f}%"
 
 
 def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
@@ -141,7 +148,8 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     elements.label_line_ends(axes, labels, theme)
     caption = [
         f"n = {elements.count_label(finished)}. Dotted: probability p of a token (geometric mean).",
-        "Dashed: p^k. Markers: exact match with one standard error.",
+        "Dashed: p to the power k, the number of tokens of an answer. Markers: exact match with one"
+        " standard error.",
     ]
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
 
@@ -195,8 +203,8 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             elements.draw_point(
                 axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
             )
-        _draw_baseline(axes, finished, x, task, theme)
-        style.panel_title(axes, style.truncate_label(short_names.shorten_task(task)), theme)
+        baseline = _draw_baseline(axes, finished, x, task, theme)
+        style.panel_title(axes, _panel_title(task, baseline), theme)
         axes.locator_params(axis="x", nbins=4)
         axes.set_ylim(-4, 104)
         axes.invert_xaxis()

@@ -1,9 +1,10 @@
-"""Next runs of a sweep: the runs that narrow its prediction the most, and their section.
+"""Next runs of a sweep: the size for more compute, and the runs that narrow its prediction most.
 
 plan = next_run_section.plan_next_runs(summary.load_summary("runs/quickstart"), n_runs=2)
 print(plan.advice)
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ from markupsafe import Markup
 from lm.config import model_sizes
 from lm.laws import fit
 from lm.laws.design import experiment_design
+from lm.laws.forms import compute_optimal
 from lm.reports import html, summary
 from lm.reports.plots import style
-from lm.runs import records
+from lm.runs import records, run_selection
 
 BUDGET_FACTORS = (1, 3, 10)  # budgets of the section, relative to the most expensive fitted run
+COMPUTE_FACTOR = 10.0  # compute of the recommended size, relative to the most expensive run
+PROPORTION = 1.2  # largest ratio of tokens per parameter among runs in proportion
 TARGET_FACTOR = 10.0  # product of the inputs of the target, relative to the largest fitted run
 TITLES = {"N": "parameters without embeddings", "D": "tokens", "C": "FLOPs of a run"}
 
@@ -77,26 +81,103 @@ def _target_inputs(sweep: summary.SweepSummary, law_fit: fit.Fit) -> tuple[dict[
 
 
 def next_runs(sweep: summary.SweepSummary) -> Markup:
-    """Return the section: the best next run for several budgets, or the reason for its absence."""
+    """Return the section: the size for ten times the compute, and the best runs to add."""
+    answer = html.paragraph(f"With {COMPUTE_FACTOR:g} times the compute: {describe_size(sweep)}")
     try:
         plan = plan_next_runs(sweep)
     except ValueError as error:
-        return html.paragraph(f"No advice: {error}.", "muted")
+        reason = f"No advice on the next run: {error}."
+        return html.join_html([answer, html.paragraph(reason, "muted")])
     lines = []
     for factor in BUDGET_FACTORS:
         budget = factor * plan.budget
-        advice = plan_next_runs(sweep, budget).advice
+        advice = plan.advice if factor == 1 else plan_next_runs(sweep, budget).advice
         lines.append(
             {"budget, FLOPs": budget} | _run_line(advice.runs[0], advice.before, advice.after)
         )
     formats: dict[str, Any] = dict.fromkeys(("budget, FLOPs", "FLOPs"), style.power_of_ten)
     formats |= dict.fromkeys(TITLES.values(), style.format_si)
-    text = (
-        f"The run that narrows the prediction at {plan.describe_target()} the most per FLOP, if"
-        " the form of the law is right. The first budget is the cost of the most expensive run of"
-        " the law. Candidates are within the reach of the law and cheaper than the target."
+    first = plan.advice.runs[0]
+    size = f" of {style.format_si(first['N'])} parameters" if "N" in first else ""
+    benefit = (
+        f"To make the law more certain at the cost of its most expensive run: add a run{size}. If"
+        f" the form of the law is right, the standard deviation of the prediction at"
+        f" {plan.describe_target()} falls from {plan.advice.before:.3g} to"
+        f" {plan.advice.after:.3g} nats."
     )
-    return html.join_html([html.paragraph(text, "muted"), html.html_table(lines, formats)])
+    note = (
+        "Each line is the run that narrows this prediction the most per FLOP. Candidates are within"
+        " the reach of the law and cheaper than the target."
+    )
+    return html.join_html(
+        [
+            answer,
+            html.paragraph(benefit),
+            html.html_table(lines, formats),
+            html.paragraph(note, "muted"),
+        ]
+    )
+
+
+def describe_size(sweep: summary.SweepSummary) -> str:
+    """Return the size to train with ten times the compute of the most expensive finished run.
+
+    A law of size and tokens, or else an isoFLOP law, divides the budget. Without them, the size
+    follows from the runs of the law of size, whose tokens are equal or in proportion to the size.
+    """
+    keys = (records.FLOPS, records.N_PARAMS, records.TOKENS)
+    costs = [tuple(row[key] for key in keys) for row in sweep.finished if _has_numbers(row, keys)]
+    flops, n_params, n_tokens = max(costs, default=(0.0, 1.0, 1.0))
+    budget = COMPUTE_FACTOR * flops
+    if not budget:
+        return "unknown, because no run with a loss is finished."
+    prefix = f"{style.power_of_ten(budget)} FLOPs, "
+    for name in ("size and tokens", "isoFLOP"):
+        law_fit = sweep.laws[name][0]
+        if law_fit is None or (name == "isoFLOP" and not law_fit.output.startswith("N")):
+            continue
+        try:
+            # Attention and the output layer belong to the FLOPs, so they exceed 6 N D.
+            best = compute_optimal.allocation(law_fit, budget, flops / n_params / n_tokens)
+        except ValueError:
+            continue  # the runs do not determine the division of a budget
+        low, high = map(style.format_si, best.n_interval)
+        text = f"train {style.format_si(best.n)} parameters without embeddings (95% interval {low}"
+        text += f" to {high}) on {style.format_si(best.d)} tokens"
+        loss = f"; the law predicts a loss of {best.loss:.4g}" if np.isfinite(best.loss) else ""
+        return f"{prefix}{text}{loss}. This is the division of the {name} law."
+    return prefix + _size_without_division(sweep)
+
+
+def _has_numbers(row: Mapping, keys: Sequence[str]) -> bool:
+    """Return True if all columns of a row are positive numbers."""
+    return all(records.is_finite(row.get(key)) and row[key] > 0 for key in keys)
+
+
+def _size_without_division(sweep: summary.SweepSummary) -> str:
+    """Return the size for ten times the compute by the law of size, in words."""
+    law_fit = sweep.fit
+    if law_fit is None or law_fit.columns.get("N") != records.N_PARAMS:
+        return "size unknown, because no law of size was fitted."
+    if not all(_has_numbers(row, (records.TOKENS,)) for row in law_fit.data.rows):
+        return "size unknown, because the records have no numbers of tokens."
+    largest = max(law_fit.data.rows, key=lambda row: row[records.N_PARAMS])
+    ratios = [row[records.TOKENS] / row[records.N_PARAMS] for row in law_fit.data.rows]
+    is_in_proportion = max(ratios) < PROPORTION * min(ratios)
+    target = sweep.target if sweep.measured else None
+    largest = max(largest, target or largest, key=lambda row: row[records.N_PARAMS])
+    factor = COMPUTE_FACTOR**0.5 if is_in_proportion else COMPUTE_FACTOR
+    size = factor * largest[records.N_PARAMS]
+    tokens = largest[records.TOKENS] * (factor if is_in_proportion else 1)
+    estimate = law_fit.predict(size)
+    prediction = style.format_prediction(estimate.value, estimate.lo, estimate.hi)
+    rule = "the same tokens per parameter" if is_in_proportion else "the same number of tokens"
+    return (
+        f"train about {style.format_si(size)} parameters without embeddings on"
+        f" {style.format_si(tokens)} tokens, {rule} as the largest run; the law predicts a loss of"
+        f" {prediction}. These runs do not determine the best division between size and tokens:"
+        f" add sizes at {run_selection.MIN_BUDGETS} or more token budgets to find it."
+    )
 
 
 def _run_line(run: dict[str, float], before: float, after: float) -> dict[str, Any]:

@@ -1,235 +1,135 @@
-"""Sections of the HTML report: laws, predictions, tasks, runs, events, cost, reproduction.
+"""Sections of the HTML report in their order, with the figures of each; runs and reproduction.
 
-    sections = report_sections.all_sections(summary.load_summary("runs/quickstart"))
-    sections["Runs"]                               # HTML of the table of all runs
+    sections = report_sections.all_sections(summary.load_summary("runs/quickstart"), figures={})
+    sections["Runs and settings"]                  # HTML of the table of all runs
 
-Each private function returns the HTML of one section, or one row of its table as values.
+Each question of a reader has one section: see FIGURES and all_sections.
 """
 
-from collections import Counter
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
 
 from markupsafe import Markup
 
 from lm.config import schema
 from lm.config.schedules import batch_size_schedule
-from lm.laws import fit, prediction_intervals
-from lm.reports import html, summary
-from lm.reports.audit import prediction_audit, prediction_chain, target_prediction
-from lm.reports.plots import elements, goodput, style
+from lm.reports import device_cost, html, summary
+from lm.reports.plots import elements, style
 from lm.reports.sections import (
-    ability_prediction_section,
+    cost_section,
     forecast_section,
+    law_section,
     next_run_section,
-    source_section,
-    task_section,
+    prediction_section,
+    setup_section,
     text_section,
 )
-from lm.runs import records, run_selection, task_results
+from lm.reports.sections.abilities import ability_section
+from lm.runs import records
 
-NO_INTERVAL = (float("nan"), float("nan"))
-SUMMED_COSTS = (records.TOKENS, records.FLOPS, "seconds")
+MAIN_FIGURES = ("loss", "compute", "curves")  # the first available one is the main figure
+FIGURES = {
+    "law": ("compute", "tokens", "frontier", "contours", "isoflop", "optimal_size"),
+    "prediction": ("predicted", "predicted_tasks"),
+    "abilities": (
+        *("mastered", "abilities", "tasks", "margins", "emergence", "tasks_vs_loss"),
+        "completion",
+    ),
+    "flat abilities": ("tasks_flat",),
+    "cost": ("goodput",),
+    "runs": ("curves", "sources", "rates_by_width", "rates_by_depth"),
+}
+SHAPE_COLUMNS = ("width", "depth")  # among the config fields that differ between runs
+NO_FIGURE = "No run has data for a figure yet."
 
 
-def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
-    """Return {heading: HTML} of all sections except the figures."""
-    sections = {
-        "The law": _law(sweep),
-        "Predictions": _predictions(sweep),
+def all_sections(
+    sweep: summary.SweepSummary,
+    figures: Mapping[str, Markup],
+    rates: device_cost.DeviceRates | None = None,
+) -> dict[str, Markup]:
+    """Return {heading: HTML} of all sections, in the order of the page.
+
+    figures: {name: HTML} of the figures of the sweep. rates: price and power of a device.
+    """
+    main = main_figure(figures)
+    shown = {section: [n for n in names if n != main] for section, names in FIGURES.items()}
+    grids = {
+        section: html.html_figures([figures[name] for name in names if name in figures])
+        for section, names in shown.items()
     }
-    if source_section.load_results(sweep):
-        sections["Losses of sources"] = source_section.source_losses(sweep)
-    sections |= {
-        "Other laws": _other_laws(sweep),
-        "Next run": next_run_section.next_runs(sweep),
-        "Forecasts during training": forecast_section.loss_forecasts(sweep),
-    }
-    if task_results.task_names(sweep.rows):
-        if (sweep.prediction or {}).get(target_prediction.ABILITIES):
-            sections["Predicted abilities"] = ability_prediction_section.predicted_abilities(sweep)
-        sections["Tasks"] = task_section.task_reliability(sweep)
-    sections |= {
-        "Text": text_section.text_documents(sweep),
-        "Runs": _runs(sweep),
-        "Excluded, unfinished and missing runs": html.join_html(
-            [_excluded_runs(sweep), *(html.paragraph(note, "note") for note in sweep.notes)]
+    first_figure = figures[main] if main else html.paragraph(NO_FIGURE, "muted")
+    return {
+        "What was trained": setup_section.training_setup(sweep),
+        "The law": law_section.law_section(sweep, first_figure, grids["law"]),
+        "Prediction and result": prediction_section.prediction_section(sweep, grids["prediction"]),
+        "The next run": next_run_section.next_runs(sweep),
+        "Abilities": ability_section.ability_section(
+            sweep, grids["abilities"], grids["flat abilities"]
         ),
-        "Events": _events(sweep),
-        "Planned and actual cost": _costs(sweep),
+        "Time and cost": cost_section.cost_section(
+            sweep, rates or device_cost.DeviceRates(), grids["cost"]
+        ),
+        "Runs and settings": _runs_and_settings(sweep, grids["runs"]),
+        "How to reproduce it": _reproduction(sweep),
     }
-    times = goodput.phase_table(sweep.rows)
-    if times:
-        formats = dict.fromkeys(goodput.PHASES.values(), "{:.1%}".format)
-        formats |= {"seconds": "{:.0f}".format}
-        sections["Time by phase"] = html.html_table(times, formats)
-    return sections | {"How to reproduce": _reproduction(sweep)}
 
 
-def _law(sweep: summary.SweepSummary) -> Markup:
-    """Return the formula of the law, its parameters with intervals, and its warnings."""
-    law_fit = sweep.fit
-    if law_fit is None:
-        return html.paragraph(f"No law could be fitted: {sweep.refusal}.", "note")
-    lines = [
-        {
-            "parameter": name,
-            "value": value,
-            "95% interval": law_fit.intervals.get(name, NO_INTERVAL),
-        }
-        for name, value in law_fit.params.items()
-    ]
-    formats = {"value": "{:.4g}".format, "95% interval": _format_interval}
-    columns = "; ".join(style.axis_label(column) for column in law_fit.columns.values())
-    warnings = list(law_fit.warnings)
-    stored = (sweep.prediction or {}).get("fit", {}).get("params", {})
-    if any(
-        records.is_finite(stored.get(k)) and abs(stored[k] - v) > 1e-4 * abs(v)
-        for k, v in law_fit.params.items()
-    ):
-        warnings.append(
-            "This law differs from the law in prediction.json: runs changed after the prediction."
-        )
+def main_figure(names: Container[str]) -> str:
+    """Return the name of the main figure of the page among the available ones, "" if none is."""
+    return next((name for name in MAIN_FIGURES if name in names), "")
+
+
+def _runs_and_settings(sweep: summary.SweepSummary, figures: Markup) -> Markup:
+    """Return all runs, the unfinished and excluded ones, events, forecasts and texts."""
+    forecasts = forecast_section.loss_forecasts(sweep)
     return html.join_html(
         [
-            html.paragraph(elements.format_formula(law_fit), "formula"),
-            html.paragraph(columns, "muted"),
-            html.html_table(lines, formats),
-            *(html.paragraph(warning, "note") for warning in warnings),
-            html.collapsed_section("Details of the fit", html.code_block(law_fit)),
+            _runs(sweep),
+            html.subheading("Excluded, unfinished and missing runs"),
+            _excluded_runs(sweep),
+            *(html.paragraph(note, "note") for note in sweep.notes),
+            html.subheading("Events"),
+            _events(sweep),
+            figures,
+            html.collapsed_section("Forecasts of the loss during training", forecasts),
+            html.collapsed_section("Documents of each source", text_section.text_documents(sweep)),
+            *_settings(sweep),
         ]
     )
 
 
-def _format_interval(interval: tuple[float, float]) -> str:
-    """Format the interval of a parameter, "none" if it is NaN."""
-    lo, hi = interval
-    if not (records.is_finite(lo) or records.is_finite(hi)):
-        return "none"
-    low, high = (f"{v:.4g}" if records.is_finite(v) else "unbounded" for v in interval)
-    return f"{low} to {high}"
-
-
-def _other_laws(sweep: summary.SweepSummary) -> Markup:
-    """Return the other laws of the runs with their intervals, or the reason for a missing fit."""
-    lines, warnings = [], []
-    for name, (law_fit, refusal) in sweep.laws.items():
-        if law_fit is None:
-            line = {"formula": "", "runs": None, "95% intervals": f"refused: {refusal}"}
-        else:
-            values = {**law_fit.params, **law_fit.derived}
-            texts = [
-                f"{key} {value:.4g}{_bounds_text(law_fit, key)}" for key, value in values.items()
-            ]
-            line = {
-                "formula": elements.format_formula(law_fit),
-                "runs": law_fit.n,
-                "95% intervals": "; ".join(texts),
-            }
-            warnings += [f"{name}: {warning}" for warning in law_fit.warnings]
-            n_finished = len(run_selection.without_trunks(sweep.finished))
-            if name == "compute" and law_fit.n < n_finished:
-                warnings.append(
-                    f"{name}: fitted to the {law_fit.n} runs, of {n_finished}, that have the"
-                    " least loss for their compute"
-                )
-        lines.append({"law": name} | line)
-    notes = [html.paragraph(warning, "note") for warning in warnings]
-    return html.join_html([html.html_table(lines), *notes])
-
-
-def _bounds_text(law_fit: fit.Fit, key: str) -> str:
-    """Return the interval of a parameter as text, "" if it has none."""
-    return prediction_intervals.format_interval(*law_fit.intervals.get(key, NO_INTERVAL), digits=3)
-
-
-def _predictions(sweep: summary.SweepSummary) -> Markup:
-    """Return the predictions of each law for the target beside the measured value."""
-    if not sweep.prediction:
-        reason = f": {sweep.refused}" if sweep.refused else ""
-        return html.paragraph(f"No prediction was stored{reason}.", "muted")
-    by_law = {"size alone": sweep.prediction, "size and tokens": sweep.prediction.get("joint", {})}
-    lines, notes = [], []
-    for law, prediction in by_law.items():
-        fitted = [row for row in sweep.rows if row["name"] in prediction.get("runs", ())]
-        refusal = run_selection.refuse_joint_law(fitted) if law == "size and tokens" else ""
-        if refusal and "value" in prediction:
-            notes.append(f"The stored prediction of the law of {law} is not shown: {refusal}.")
-        elif records.is_finite(prediction.get("value")):
-            lines.append(_prediction(sweep, law, prediction))
-            runs = ", ".join(prediction.get("runs", ()))
-            notes.append(f"The law of {law} was fitted to {runs}.")
-            if records.is_finite(prediction.get("lo_if_form_right")):
-                bounds = prediction["lo_if_form_right"], prediction["hi_if_form_right"]
-                notes.append(
-                    f"The interval of the law of {law} includes uncertainty about its form. If the"
-                    f" form is right, the interval is {_format_bounds(bounds)}."
-                )
-        elif prediction:
-            notes.append(f"The law of {law} gave no prediction: {prediction.get('refused', '')}.")
-    interval_columns = [name for name in lines[0] if name.endswith("% interval")]
-    formats = {"predicted": style.format_number} | dict.fromkeys(interval_columns, _format_bounds)
-    paragraphs = [html.paragraph(note, "muted") for note in notes]
-    return html.join_html([html.html_table(lines, formats), *paragraphs, _audit(sweep)])
-
-
-def _audit(sweep: summary.SweepSummary) -> Markup:
-    """Return the hash of the prediction, the number of its verified links, and contradictions."""
-    links = prediction_audit.audit_prediction(sweep.path, should_refit=False)
-    n_links = Counter(link.status for link in links)
-    counts = ", ".join(f"{n_links[status]} {status}" for status in prediction_chain.STATUSES)
-    text = (
-        f"Audit of the records behind this prediction: {counts}. "
-        f"SHA-256 of the prediction: {prediction_audit.prediction_sha256(sweep.path)}."
-    )
-    contradictions = [link.text for link in links if link.status == prediction_chain.CONTRADICTION]
-    notes = [html.paragraph(f"Contradiction: {text}.", "note") for text in contradictions]
-    return html.join_html([html.paragraph(text, "muted"), *notes])
-
-
-def _prediction(sweep: summary.SweepSummary, law: str, prediction: dict) -> dict[str, Any]:
-    """Return the table row of one prediction for the target, as values."""
-    main, measured = sweep.prediction or {}, sweep.measured
-    value, lo, hi = elements.predicted_interval(prediction)
-    result, deviation, is_inside = "not yet", None, None
-    if measured:
-        error = task_results.standard_error(sweep.target or {}, main["y"])
-        result = summary.format_measurement(summary.Measurement(measured, error))
-        deviation = summary.relative_error(measured, value)
-        if records.is_finite(lo):
-            is_inside = "yes" if lo <= measured <= hi else "no"
-    return {
-        "run": main["target"],
-        "law": law,
-        "quantity": style.axis_label(main["y"]),
-        "predicted": value,
-        f"{main['level']:.0%} interval": (lo, hi),
-        "measured": result,
-        "deviation": deviation,
-        "inside the interval": is_inside,
-        "stored at": main.get("written", ""),
-    }
-
-
-def _format_bounds(interval: tuple[float, float]) -> str:
-    """Format the interval of a predicted loss."""
-    lo, hi = interval
-    if not records.is_finite(lo):
-        return "none"
-    return f"{style.format_number(lo)} to {style.format_number(hi)}"
-
-
 def _runs(sweep: summary.SweepSummary) -> Markup:
-    """Return a table of all runs with all columns that have a value in any run."""
+    """Return a table of all runs. Columns with the same value in all runs are a line of text."""
     columns = summary.run_columns(sweep.rows)
-    lines = [{column.title: column.value(row) for column in columns} for row in sweep.rows]
+    by_source = [column for column in columns if column not in summary.RUN_COLUMNS]
+    columns = [c for c in columns if c in summary.RUN_COLUMNS and c.title not in SHAPE_COLUMNS]
+    shared = []
+    if len(sweep.rows) > 1:
+        texts = {c.title: {c.text(row) for row in sweep.rows} for c in columns[1:]}
+        shared = [c for c in columns[1:] if len(texts[c.title]) == 1]
+    columns = [column for column in columns if column not in shared]
+    parts = [_run_table(sweep.rows, columns)]
+    if by_source:
+        table = _run_table(sweep.rows, [summary.RUN_COLUMNS[0], *by_source])
+        parts.append(html.collapsed_section("Held-out loss of each source", table))
+    if shared:
+        values = ", ".join(f"{c.title} {c.text(sweep.rows[0])}" for c in shared)
+        parts.append(html.paragraph(f"The same in all runs: {values}.", "muted"))
+    return html.join_html(parts)
+
+
+def _run_table(rows: Sequence[dict], columns: Sequence[summary.Column]) -> Markup:
+    """Return a table of runs that a reader can sort."""
+    lines = [{column.title: column.value(row) for column in columns} for row in rows]
     formats = {column.title: column.format for column in columns}
-    sort_keys = {c.title: [c.sort_key(row) for row in sweep.rows] for c in columns if c.sort_key}
+    sort_keys = {c.title: [c.sort_key(row) for row in rows] for c in columns if c.sort_key}
     return html.html_table(lines, formats, sort_keys, is_sortable=True)
 
 
 def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
     """Return the runs that are not done or not in the law, with the reason."""
     reasons = dict(sweep.fit.excluded) if sweep.fit else {}
+    excluded: dict[str, list[str]] = {}  # reason -> names of finished runs
     lines = [
         {
             "run": elements.short_run_name({"name": name}),
@@ -247,7 +147,11 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
             lines.append(line | {"reason": f"{row.get('reason') or 'not finished'}; {share}"})
         elif sweep.fit and not elements.is_in_fit(row, sweep.fit) and row is not sweep.target:
             reason = reasons.get(row["name"]) or _reason_outside_fit(sweep, row)
-            lines.append(line | {"reason": reason})
+            excluded.setdefault(reason, []).append(elements.short_run_name(row))
+    lines += [
+        {"run": ", ".join(names), "status": "done", "reason": reason}
+        for reason, names in excluded.items()
+    ]
     if not lines:
         return html.paragraph("None: every run is done and in the law.", "muted")
     return html.html_table(lines)
@@ -277,48 +181,8 @@ def _events(sweep: summary.SweepSummary) -> Markup:
     return html.html_table(lines) if lines else html.paragraph("No events.", "muted")
 
 
-def _costs(sweep: summary.SweepSummary) -> Markup:
-    """Return the planned and the actual cost of each run, and the sums over started runs."""
-    actual = {
-        row["name"]: row | {records.FLOPS: summary.incremental_flops(row)} for row in sweep.rows
-    }
-    pairs = [(plan, actual.get(plan["name"], {})) for plan in sweep.plan]
-    started = [(plan, row) for plan, row in pairs if row]
-    if len(started) > 1:
-        planned_sum, actual_sum = (
-            {key: sum(costs.get(key) or 0 for costs in all_costs) for key in SUMMED_COSTS}
-            for all_costs in zip(*started, strict=True)
-        )
-        pairs.append(({"name": f"all {len(started)} started"} | planned_sum, actual_sum))
-    formats = {"actual / planned time": "{:.2f}×".format}
-    for column in summary.COST_COLUMNS:
-        formats |= {f"{column.title}, planned": column.format}
-        formats |= {f"{column.title}, actual": column.format}
-    return html.html_table([_cost(plan, row) for plan, row in pairs], formats)
-
-
-def _cost(plan: dict, row: dict) -> dict[str, Any]:
-    """Return the table row of one run: planned cost, actual cost, ratio of the times."""
-    line: dict[str, Any] = {"run": elements.short_run_name(plan)}
-    for column in summary.COST_COLUMNS:
-        line[f"{column.title}, planned"] = column.value(plan)
-        line[f"{column.title}, actual"] = column.value(row)
-    planned, actual = plan.get("seconds"), row.get("seconds")
-    line["actual / planned time"] = None
-    if records.is_finite(planned) and records.is_finite(actual) and planned > 0 and actual > 0:
-        line["actual / planned time"] = actual / planned
-    return line
-
-
-def _reproduction(sweep: summary.SweepSummary) -> Markup:
-    """Return commit, command, corpus, devices, versions, and the config fields of the runs."""
-    keys = sorted({key for row in sweep.rows for key in row})
-    facts = []
-    for key in keys:
-        values = sorted({str(row[key]) for row in sweep.rows if row.get(key) is not None})
-        if values and key.startswith(("code.", "corpus.", "devices", "versions.")):
-            note = " (differs between runs)" if len(values) > 1 else ""
-            facts.append({"fact": key, "value": ", ".join(values) + note})
+def _settings(sweep: summary.SweepSummary) -> list[Markup]:
+    """Return the config fields that differ between runs, and those that all runs share."""
     fields = [field for field in schema.field_types(schema.Run) if field not in ("name", "dir")]
     values = {field: [str(row.get(field)) for row in sweep.rows] for field in fields}
     varied = [field for field in fields if len(set(values[field])) > 1]
@@ -329,6 +193,20 @@ def _reproduction(sweep: summary.SweepSummary) -> Markup:
     shared = "\n".join(
         f"{field} = {texts[0]}" for field, texts in values.items() if texts and field not in varied
     )
+    return [
+        html.collapsed_section("Config fields that differ between runs", html.html_table(by_run)),
+        html.collapsed_section("Config fields that all runs share", html.code_block(shared)),
+    ]
+
+
+def _reproduction(sweep: summary.SweepSummary) -> Markup:
+    """Return commit, commands, corpus, devices and versions, and the terms of the report."""
+    facts = []
+    for key in sorted({key for row in sweep.rows for key in row}):
+        values = sorted({str(row[key]) for row in sweep.rows if row.get(key) is not None})
+        if values and key.startswith(("code.", "corpus.", "devices", "versions.")):
+            note = " (differs between runs)" if len(values) > 1 else ""
+            facts.append({"fact": key, "value": ", ".join(values) + note})
     commits = {row["code.commit"] for row in sweep.rows if row.get("code.commit")}
     checkout = ""
     if len({commit.rstrip("+") for commit in commits}) == 1:
@@ -338,14 +216,15 @@ def _reproduction(sweep: summary.SweepSummary) -> Markup:
     )
     if any(commit.endswith("+") for commit in commits):
         commit_note = f"Tracked files had uncommitted changes. {commit_note}"
-    differing = html.html_table(by_run)
+    command = sweep.facts.get("command", "unknown command")
+    report = f"uv run python -m experiments.report --dir={sweep.path}"
     return html.join_html(
         [
-            html.code_block(checkout + sweep.facts.get("command", "unknown command")),
+            html.paragraph("These commands train all runs and write this page again."),
+            html.code_block(f"{checkout}{command}\n{report}"),
             html.paragraph(commit_note if checkout else "", "muted"),
             html.paragraph(f"Started {sweep.facts.get('created', 'at an unknown time')}.", "muted"),
             html.html_table(facts),
-            html.collapsed_section("Config fields that differ between runs", differing),
-            html.collapsed_section("Config fields that all runs share", html.code_block(shared)),
+            html.collapsed_section("Terms of this report", html.glossary()),
         ]
     )

@@ -135,8 +135,9 @@ def test_target_shows_predicted_and_measured_loss(toy):
     tooltips = tips(scaling.loss_vs_parameters(rows, fit, prediction))
     value, lo, hi = (f"{prediction[key]:#.4g}" for key in ("value", "lo", "hi"))
     measured = next(row["eval.loss"] for row in rows if row["is_prediction_target"])
-    assert tooltips.count(f"predicted {value} [{lo}, {hi}]") == 2  # on the curve and in the inset
-    assert f"measured {measured:#.4g}" in tooltips
+    assert tooltips.count(f"predicted {value} [{lo}, {hi}]") == 1
+    (tip,) = [tip for tip in tooltips if tip.startswith("1.6M: N = 1.61M, D = 32.2M, ")]
+    assert f", {measured:#.4g} ± " in tip and ", law " in tip and tip.endswith("]")
 
 
 def test_target_is_drawn_before_it_starts(toy):

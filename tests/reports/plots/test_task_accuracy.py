@@ -23,7 +23,9 @@ def tips(figure) -> list[str]:
 def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
     curves = task_analysis.accuracy_curves(rows, bootstrap=50)
     figure = task_accuracy.accuracy_vs_loss(rows, curves)
-    names = [axes.get_title(loc="left") for axes in figure.axes]
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert all(re.search(r" \(chance \d+%\)$", title) for title in titles)
+    names = [title.partition(" ")[0] for title in titles]
     assert names == ["copy?length=4", "sort?length=3"]  # modular is at chance
     assert "1 tasks that no run has above baseline" in " ".join(figure.get_supxlabel().split())
     axes, (fit, reason) = figure.axes[0], curves["copy?length=4"]

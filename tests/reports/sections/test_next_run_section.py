@@ -28,9 +28,9 @@ def test_target_of_a_finished_sweep_is_larger_than_its_runs(tmp_path):
 
 def test_section_has_a_row_per_budget(tmp_path):
     sweep = summary.load_summary(made_up_sweep.sweep(tmp_path))
-    text = str(report_sections.all_sections(sweep)["Next run"])
+    text = str(report_sections.all_sections(sweep, {})["The next run"])
     assert text.count("<tr>") == 1 + len(next_run_section.BUDGET_FACTORS)
-    assert "nearest size of the ladder" in text and "if the form of the law is right" in text
+    assert "nearest size of the ladder" in text and "If the form of the law is right" in text
 
 
 def test_section_of_a_sweep_without_law_has_the_reason(tmp_path):

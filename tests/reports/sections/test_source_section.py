@@ -5,7 +5,7 @@ from fixtures import predicted_sweep
 
 from lm.reports import summary
 from lm.reports.audit import prediction_audit, prediction_chain, target_prediction
-from lm.reports.sections import report_sections, source_section
+from lm.reports.sections import source_section
 from lm.runs import json_files, provenance
 
 SOURCES = target_prediction.SOURCE_LOSSES
@@ -33,7 +33,7 @@ def test_every_source_and_task_is_predicted_before_the_start(folder):
 
 def test_report_compares_each_source_with_its_result(folder):
     sweep = summary.load_summary(folder)
-    text = str(report_sections.all_sections(sweep)["Losses of sources"])
+    text = str(source_section.source_losses(sweep))
     assert text.count("<tr>") == 5 and "Bits per byte of the tasks" in text
     lines = source_section.describe_errors(sweep)
     assert len(lines) == 2 and "Predicted losses of 2 sources: mean error 0." in lines[0]

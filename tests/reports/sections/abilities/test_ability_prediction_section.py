@@ -12,7 +12,7 @@ from lm.reports.audit import (
     prediction_results,
     target_prediction,
 )
-from lm.reports.sections import ability_prediction_section
+from lm.reports.sections.abilities import ability_prediction_section
 from lm.runs import archive, json_files, provenance
 
 ABILITIES = target_prediction.ABILITIES

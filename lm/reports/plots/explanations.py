@@ -1,0 +1,109 @@
+"""Two plain sentences about each figure of a report: its content, and how to read it.
+
+The caption of a figure has its numbers of runs, its intervals and its markers.
+"""
+
+EXPLANATIONS = {
+    "loss": (
+        "Each point is the held-out loss of a finished run, and the line is the law that was fitted"
+        " to the filled points.",
+        "Where the line is dashed, the law is extrapolated: the gray band shows how far it may be"
+        " wrong.",
+    ),
+    "compute": (
+        "The same losses against the compute that each run used.",
+        "Runs near the lower edge spend their compute best.",
+    ),
+    "tokens": (
+        "Each line is one model size, trained on more tokens from left to right.",
+        "A steep line is a model that still gains from more text.",
+    ),
+    "frontier": (
+        "The black line is the lowest loss that the law reaches with a budget, if size and tokens"
+        " are chosen best.",
+        "Runs far above the line used the wrong size for their budget.",
+    ),
+    "contours": (
+        "All points on one contour have the same loss by the law of size and tokens.",
+        "The dashed line is the cheapest size and number of tokens for each loss.",
+    ),
+    "isoflop": (
+        "Each curve holds models of different sizes that used the same compute.",
+        "The lowest point of a curve is the best size for that compute.",
+    ),
+    "optimal_size": (
+        "Each point is the best size of one budget, from the minima of the isoFLOP curves.",
+        "The line extends them to larger budgets.",
+    ),
+    "predicted": (
+        "Each line compares the measured loss of a run with the law: 0 is exact agreement.",
+        "A point inside its wide bar agrees with the law, and the diamond is the run that was"
+        " predicted before it started.",
+    ),
+    "predicted_tasks": (
+        "Each line compares the accuracy that was predicted for the largest run with its result.",
+        "A diamond inside its bar is a correct prediction.",
+    ),
+    "mastered": (
+        "The number of tasks that a model can do, against its size.",
+        "A rising line means that larger models have more abilities.",
+    ),
+    "abilities": (
+        "The same count for each group of tasks.",
+        "Groups without any task above its baseline are named in the caption.",
+    ),
+    "tasks": (
+        "The accuracy of each task that changes with size or is above its baseline.",
+        "A task is learned where its points leave the dotted line of the best baseline.",
+    ),
+    "tasks_flat": (
+        "The accuracy of the tasks that do not change with size.",
+        "Their points scatter around the same value at all sizes, so this sweep cannot predict"
+        " them.",
+    ),
+    "margins": (
+        "The solid line is accuracy above the baseline, the dashed line the confidence in the"
+        " correct choice.",
+        "If confidence rises before accuracy, the ability grows smoothly and the jump comes from"
+        " the metric.",
+    ),
+    "emergence": (
+        "Exact answers need all their tokens to be correct, so their share jumps even if the"
+        " probability of a token rises smoothly.",
+        "Markers near the dashed line show that the jump comes from this metric.",
+    ),
+    "tasks_vs_loss": (
+        "Accuracy against held-out loss, which falls to the right.",
+        "If open and filled markers share one curve, the loss decides the accuracy and the size"
+        " does not matter.",
+    ),
+    "completion": (
+        "The share of held-out words that a model completes exactly, against its size.",
+        "A rising line means that a lower loss becomes visible in the text.",
+    ),
+    "goodput": (
+        "Each bar divides the wall time of a run into its phases.",
+        "The number beside a name is the share of time in useful training steps.",
+    ),
+    "curves": (
+        "The training loss of each run while it trains.",
+        "A curve that leaves the others early points to a bad setting of that run.",
+    ),
+    "sources": (
+        "The held-out loss of each source of text, against size.",
+        "Sources with a steep line gain most from larger models.",
+    ),
+    "rates_by_width": (
+        "The loss against the learning rate, a curve per width.",
+        "If the minima are above each other, one learning rate serves all widths.",
+    ),
+    "rates_by_depth": (
+        "The loss against the learning rate, a curve per depth.",
+        "If the minima are above each other, one learning rate serves all depths.",
+    ),
+}
+
+
+def explain_figure(name: str) -> str:
+    """Return the two sentences about a figure, "" for an unknown figure."""
+    return " ".join(EXPLANATIONS.get(name, ()))

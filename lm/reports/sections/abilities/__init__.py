@@ -1,0 +1,1 @@
+"""Sections of the report about tasks: results by size, predictions, reliability."""

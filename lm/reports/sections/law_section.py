@@ -1,0 +1,192 @@
+"""Section of the report about the law: formula, plain words, certainty, warnings, other laws."""
+
+import math
+
+from markupsafe import Markup
+
+from lm.laws import fit, prediction_intervals
+from lm.reports import html, summary
+from lm.reports.plots import elements, style
+from lm.runs import records, run_selection
+
+NO_INTERVAL = (float("nan"), float("nan"))
+MIN_SIZES = 4  # one more than the parameters of the law of size
+EXTRAPOLATIONS = (2, 10)  # factors beyond the largest input of the law, for stated predictions
+MEANINGS = {
+    "E": "loss that no size or amount of text goes below, nats per token",
+    "A": "scale of the part of the loss that falls with size",
+    "B": "scale of the part of the loss that falls with tokens",
+    "alpha": "exponent: how fast the loss falls with size or compute",
+    "beta": "exponent: how fast the loss falls with tokens",
+}
+
+
+def law_section(sweep: summary.SweepSummary, figure: Markup, other_figures: Markup) -> Markup:
+    """Return formula, meaning, certainty, figure, parameters and warnings of the main law.
+
+    figure: the main figure. other_figures: the figures of the other laws. Fitted other laws follow,
+    and refused laws are collapsed.
+    """
+    law_fit = sweep.fit
+    if law_fit is None:
+        reason = html.paragraph(f"No law could be fitted: {sweep.refusal}.", "note")
+        n_done = sum(row["status"] == "done" for row in sweep.rows)
+        n_runs = len(sweep.rows) + len(sweep.missing)
+        remedy = html.paragraph(
+            f"{n_done} of {n_runs} runs are done. A law of size needs finished runs of at least"
+            f" {MIN_SIZES} sizes; its interval needs {MIN_SIZES + 1}."
+        )
+        return html.join_html([reason, remedy, figure, _other_laws(sweep), other_figures])
+    warnings = list(law_fit.warnings)
+    if _differs_from_prediction(sweep):
+        warnings.append(
+            "This law differs from the law in prediction.json: runs changed after the prediction."
+        )
+    count = f"{len(warnings)} warnings" if len(warnings) != 1 else "1 warning"
+    return html.join_html(
+        [
+            html.paragraph(elements.format_formula(law_fit), "formula"),
+            html.paragraph(describe_law(law_fit)),
+            html.paragraph(f"How sure is it? {describe_certainty(law_fit)}"),
+            html.paragraph(f"{count}:" if warnings else "The fit has no warnings."),
+            *(html.paragraph(warning, "note") for warning in warnings),
+            figure,
+            _parameters(law_fit),
+            html.collapsed_section("Details of the fit", html.code_block(law_fit)),
+            _other_laws(sweep),
+            other_figures,
+        ]
+    )
+
+
+def describe_law(law_fit: fit.Fit) -> str:
+    """Return the columns of the law, its gain per doubling and its limit in plain words."""
+    columns = [style.axis_label(column) for column in law_fit.columns.values()]
+    text = f"{columns[-1]}, as a function of {' and '.join(columns[:-1])}."
+    if len(law_fit.inputs) != 1 or not {"E", "alpha"} <= set(law_fit.params):
+        return text
+    low, high = law_fit.intervals.get("alpha", NO_INTERVAL)
+    gain = 1 - 2 ** -law_fit.params["alpha"]
+    between = ""
+    if records.is_finite(low):
+        between = f" (95% interval {1 - 2**-low:.1%} to {1 - 2**-high:.1%})"
+    limit = f"{law_fit.params['E']:.3g}{_bounds_text(law_fit, 'E')}"
+    return (
+        f"{text} Doubling {law_fit.inputs[0]} removes {gain:.1%}{between} of the part of the loss"
+        f" above the limit {limit}, which the law does not go below."
+    )
+
+
+def describe_certainty(law_fit: fit.Fit) -> str:
+    """Return the intervals of predictions beyond the runs and the back-test in plain words."""
+    sentences = [f"The law was fitted to {law_fit.n} runs."]
+    for factor in EXTRAPOLATIONS:
+        point = [factor ** (1 / len(law_fit.inputs)) * float(x.max()) for x in law_fit.x]
+        try:
+            estimate = law_fit.predict(*point)
+        except ValueError:
+            continue  # the law does not cover a point off the line of its runs
+        inputs = ", ".join(
+            f"{k} = {_format_input(k, v)}" for k, v in zip(law_fit.inputs, point, strict=True)
+        )
+        text = style.format_prediction(estimate.value, estimate.lo, estimate.hi)
+        width = ""
+        if math.isfinite(estimate.lo):
+            width = f", an interval of {50 * (estimate.hi - estimate.lo) / estimate.value:.1f}% on"
+            width += " either side"
+        sentences.append(f"At {inputs} ({factor} times the largest), it predicts {text}{width}.")
+    score = law_fit.score
+    if score is not None and score.predictions:
+        n_rows = len(score.predictions)
+        inside = f" and {score.coverage:.0%} were inside their 95% interval"
+        inside = inside if math.isfinite(score.coverage) else ""
+        sentences.append(
+            f"Back-test: laws of the smaller runs alone missed {n_rows} larger runs by"
+            f" {score.mean:.1%} on average and {score.worst:.1%} at worst{inside}."
+        )
+    elif score is not None and score.reason:
+        sentences.append(f"There is no back-test: {score.reason}.")
+    return " ".join(sentences)
+
+
+def _format_input(letter: str, value: float) -> str:
+    """Format an input of a law: FLOPs as a power of ten, counts with a suffix."""
+    return style.power_of_ten(value) if letter == "C" else style.format_si(value)
+
+
+def _differs_from_prediction(sweep: summary.SweepSummary) -> bool:
+    """Return True if a parameter differs from that of the law in prediction.json."""
+    stored = (sweep.prediction or {}).get("fit", {}).get("params", {})
+    return any(
+        records.is_finite(stored.get(k)) and abs(stored[k] - v) > 1e-4 * abs(v)
+        for k, v in sweep.fit.params.items()
+    )
+
+
+def _parameters(law_fit: fit.Fit) -> Markup:
+    """Return the table of the parameters with their meaning and their intervals."""
+    lines = [
+        {
+            "parameter": name,
+            "value": value,
+            "95% interval": law_fit.intervals.get(name, NO_INTERVAL),
+            "meaning": MEANINGS.get(name, ""),
+        }
+        for name, value in law_fit.params.items()
+    ]
+    return html.html_table(
+        lines, {"value": style.format_parameter, "95% interval": _format_interval}
+    )
+
+
+def _format_interval(interval: tuple[float, float]) -> str:
+    """Format the interval of a parameter, "none" if it is NaN."""
+    lo, hi = interval
+    if not (records.is_finite(lo) or records.is_finite(hi)):
+        return "none"
+    bounds = [style.format_parameter(v) if records.is_finite(v) else "unbounded" for v in interval]
+    return " to ".join(bounds)
+
+
+def _other_laws(sweep: summary.SweepSummary) -> Markup:
+    """Return the fitted other laws with their intervals, and the refused laws to unfold."""
+    lines, refused, warnings = [], [], []
+    for name, (law_fit, refusal) in sweep.laws.items():
+        if law_fit is None:
+            refused.append(f"{name}: refused: {refusal}.")
+            continue
+        values = {**law_fit.params, **law_fit.derived}
+        texts = [
+            f"{key} {style.format_parameter(value)}{_bounds_text(law_fit, key)}"
+            for key, value in values.items()
+        ]
+        formula = elements.format_formula(law_fit)
+        lines.append({"law": name, "formula": formula, "runs": law_fit.n, "95% intervals": texts})
+        warnings += [f"{name}: {warning}" for warning in law_fit.warnings]
+        n_finished = len(run_selection.without_trunks(sweep.finished))
+        if name == "compute" and law_fit.n < n_finished:
+            warnings.append(
+                f"{name}: fitted to the {law_fit.n} runs, of {n_finished}, that have the least"
+                " loss for their compute"
+            )
+    parts = []
+    if lines:
+        lines = [line | {"95% intervals": "; ".join(line["95% intervals"])} for line in lines]
+        parts = [html.subheading("Other laws of these runs"), html.html_table(lines)]
+        parts += [html.paragraph(warning, "note") for warning in warnings]
+    if refused:
+        parts.append(
+            html.collapsed_section(
+                f"Laws that these runs do not determine: {len(refused)}", html.text_list(refused)
+            )
+        )
+    return html.join_html(parts)
+
+
+def _bounds_text(law_fit: fit.Fit, key: str) -> str:
+    """Return the interval of a parameter as text, "" if it has none."""
+    bounds = law_fit.intervals.get(key, NO_INTERVAL)
+    if not all(map(records.is_finite, bounds)):
+        return prediction_intervals.format_interval(*bounds, digits=3)
+    low, high = map(style.format_parameter, bounds)
+    return f" [{low}, {high}]"

@@ -1,0 +1,110 @@
+"""Sections of the report: one answer per question, in the order of the page."""
+
+import math
+import re
+
+import pytest
+from fixtures import made_up_sweep
+
+from lm.reports import device_cost, summary
+from lm.reports.sections import (
+    cost_section,
+    law_section,
+    next_run_section,
+    report_sections,
+    setup_section,
+)
+from lm.reports.sections.abilities import ability_section
+from lm.runs import records
+
+HEADINGS = [
+    *("What was trained", "The law", "Prediction and result", "The next run", "Abilities"),
+    *("Time and cost", "Runs and settings", "How to reproduce it"),
+]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Return the summary of a finished sweep with 20 tokens per parameter."""
+    return summary.load_summary(made_up_sweep.sweep(tmp_path_factory.mktemp("runs")))
+
+
+def visible(html) -> str:
+    """Return the text of HTML without tags, with single spaces."""
+    return " ".join(re.sub(r"<[^>]*>", " ", str(html)).split())
+
+
+def test_each_question_is_answered_in_one_section(toy):
+    sections = {name: visible(html) for name, html in report_sections.all_sections(toy, {}).items()}
+    assert list(sections) == HEADINGS
+    for heading, phrase in (
+        ("The law", "How sure is it? The law was fitted to"),
+        ("The next run", "With 10 times the compute:"),
+        ("Abilities", "Improve with size:"),
+        ("Time and cost", "Spent:"),
+        ("How to reproduce it", "python -m experiments.sweep"),
+    ):
+        assert [name for name, text in sections.items() if phrase in text] == [heading], phrase
+
+
+def test_setup_has_three_lines_of_models_text_and_recipe(toy):
+    text = visible(setup_section.training_setup(toy))
+    for phrase in (
+        *("6 runs, 6 done", "6 sizes, 31K to 1.61M parameters", "1 seed", "(20 per parameter)"),
+        *("code, docs", "tokenizer bytes", "adamw, cosine schedule", "2 cpu"),
+    ):
+        assert phrase in text
+
+
+def test_certainty_states_intervals_and_backtest(toy):
+    text = law_section.describe_certainty(toy.fit)
+    assert re.search(r"10 times the largest\), it predicts \d\.\d+ \[\d\.\d+, \d\.\d+\]", text)
+    assert re.search(r"missed \d+ larger runs by \d\.\d% on average", text)
+    assert "Doubling N removes 1" in law_section.describe_law(toy.fit)
+
+
+def test_size_for_ten_times_the_compute_keeps_the_ratio(toy):
+    """The runs have 20 tokens per parameter, so the size grows by the root of ten."""
+    text = next_run_section.describe_size(toy)
+    size = made_up_sweep.SIZES["1.6M"] * math.sqrt(10) / 1e6
+    assert f"train about {size:.3g}M parameters" in text and "same tokens per parameter" in text
+
+
+def test_isoflop_law_divides_the_budget(tmp_path):
+    """The best size is 0.1 C^0.5 and the largest budget 8e11 FLOPs."""
+    sweep = summary.load_summary(made_up_sweep.isoflop(tmp_path))
+    text = next_run_section.describe_size(sweep)
+    size, unit = re.search(r"train ([\d.]+)([KM]) parameters", text).groups()
+    best = float(size) * {"K": 1e3, "M": 1e6}[unit]
+    assert best == pytest.approx(0.1 * 8e12**0.5, rel=0.1) and "division of the" in text
+
+
+def test_unfinished_sweep_states_what_is_missing(tmp_path):
+    sizes = list(made_up_sweep.SIZES)
+    folder = made_up_sweep.sweep(tmp_path, missing=sizes[1:], predict=False)
+    sweep = summary.load_summary(folder)
+    sections = {name: visible(t) for name, t in report_sections.all_sections(sweep, {}).items()}
+    assert "1 of 6 runs are done. A law of size needs" in sections["The law"]
+    assert "size unknown, because no law" in sections["The next run"]
+    assert "is unknown: only one size is finished" in sections["Abilities"]
+    assert "Not finished: 5 runs." in sections["Time and cost"]
+
+
+def test_cost_compares_actual_and_planned_time(toy):
+    rates = device_cost.DeviceRates(price_per_device_hour=2.0)
+    lines = cost_section.describe_cost(toy, rates)
+    assert any(line.startswith("Spent: ") and "FLOPs" in line for line in lines)
+    assert any("6 runs took 1.25 times the planned training time" in line for line in lines)
+    assert any(line.startswith("price: ") for line in lines)
+
+
+def test_tasks_with_and_without_trend_are_named(toy):
+    lines = ability_section.describe_abilities(toy)
+    assert lines[0].startswith("The largest model, 1.6M, masters ")
+    assert any(line.startswith("Improve with size: ") for line in lines)
+    assert any(line.startswith("No trend: ") for line in lines)
+
+
+def test_constant_columns_are_one_line(toy):
+    text = visible(report_sections.all_sections(toy, {})["Runs and settings"])
+    assert "The same in all runs: status done" in text and records.N_PARAMS not in text

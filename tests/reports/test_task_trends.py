@@ -1,0 +1,33 @@
+"""Trends of task accuracies over size: improving, worsening and flat tasks."""
+
+from lm.reports import task_trends
+from lm.runs import records
+
+
+def rows(accuracies, n=100):
+    """Return finished runs of increasing size with these accuracies of the task `sums`."""
+    return [
+        {"name": f"toy/{i}", "status": "done", records.N_PARAMS: 1000 * 4**i, records.TOKENS: 10**6}
+        | {"task.sums.accuracy": accuracy, "task_se.sums.accuracy": 0.0, "task.sums.n": n}
+        | {"eval.task.sums.accuracy": accuracy, "eval.task.sums.n": n}
+        for i, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_trend_needs_three_standard_errors():
+    directions = [
+        [trend.direction for trend in task_trends.fit_trends(rows(accuracies))]
+        for accuracies in ((0.0, 0.1, 0.5, 0.9), (0.9, 0.5, 0.1, 0.0), (0.5, 0.52, 0.49, 0.51))
+    ]
+    assert directions == [["improves"], ["worsens"], ["flat"]]
+
+
+def test_accuracy_of_zero_has_an_error_and_one_size_no_trend():
+    assert task_trends.fit_trends(rows((0.0, 0.0, 0.0, 0.0)))[0].z == 0
+    assert task_trends.fit_trends(rows((0.0, 0.0, 0.0, 0.01)))[0].direction == "flat"
+    assert task_trends.fit_trends(rows((0.5,)))[0].direction == "flat"
+
+
+def test_first_and_last_accuracy_are_stated():
+    trend = task_trends.fit_trends(rows((0.0, 0.1, 0.5, 0.9)))[0]
+    assert (trend.smallest, trend.largest) == (0.0, 0.9)
