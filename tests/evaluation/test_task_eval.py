@@ -167,10 +167,11 @@ def test_task_eval_and_scoring_agree(built):
 def test_generate_adds_metrics_of_generated_answers(built):
     run, program, params = built
     task = tasks.load_task("copy?length=2&n=4&generate=1")
-    answers = []
+    details = task_eval.TaskDetails()
     results = task_eval.evaluate_tasks(
-        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task], answers
+        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task], details
     )
+    answers = details.answers
     assert [answer["prompt"] for answer in answers] == [e.prompts[0] for e in task.examples]
     assert [[a["references"][0] + "\n"] for a in answers] == [[*e.answers] for e in task.examples]
     metrics = {name: numbers["value"] for name, numbers in results[task.name].items()}

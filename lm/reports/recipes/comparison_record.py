@@ -113,9 +113,12 @@ def _repeat_comparison(record: Mapping) -> recipe_report.RecipeReport:
 
 
 def _changed_numbers(stored: Any, repeated: Any, name: str = "") -> Iterator[str]:
-    """Yield the names of entries whose values differ by more than TOLERANCE."""
+    """Yield the names of entries whose values differ by more than TOLERANCE.
+
+    Entries that only the repetition has are new in this version.
+    """
     if isinstance(stored, Mapping) and isinstance(repeated, Mapping):
-        for key in sorted({*map(str, stored), *map(str, repeated)}):
+        for key in sorted(map(str, stored)):
             yield from _changed_numbers(stored.get(key), repeated.get(key), f"{name}.{key}")
     elif isinstance(stored, list) and isinstance(repeated, list) and len(stored) == len(repeated):
         for i, (first, second) in enumerate(zip(stored, repeated, strict=True)):
