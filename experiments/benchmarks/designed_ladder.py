@@ -5,9 +5,10 @@
 
 Each simulated sweep has the sizes of the quickstart, 10K to 600K, and the target 4M. The fixed
 ladder trains one to three seeds of every size. Its error is half of the 95% interval of the target.
-The designed ladder has the same sizes and stops at this error. It estimates the time of a run with
-an error of up to a factor of 2, and measures it with a variation of 10%. The law has the fitted
-form, a second power or a drifting exponent. The seed noise is 0.2 to 0.8%.
+The designed ladder may train every size of the ladder from 10K to 2.5M, and stops at this error. It
+estimates the time of a run with an error of up to a factor of 2, and measures it with a variation
+of 10%. The law has the fitted form, a second power or a drifting exponent. The seed noise is 0.2 to
+0.8%.
 """
 
 import math
@@ -55,12 +56,14 @@ def simulate_sweep(index: int) -> dict[str, float]:
 
     rng = np.random.default_rng((index, 0))
     law, noise, n_seeds = _draw_law(rng), rng.uniform(0.002, 0.008), int(rng.integers(1, 4))
-    ladder = ladder_cells.build_ladder(_make_runs(), ladder_cells.LadderGoal(TARGET, 0.5, 1))
+    runs = _make_runs()
+    runs += size_family.extend_sizes(runs, TARGET)
+    ladder = ladder_cells.build_ladder(runs, ladder_cells.LadderGoal(TARGET, 0.5, 1))
     target = ladder.target["N"]
     fixed_rng, own_rng = (np.random.default_rng((index, k)) for k in (1, 2))
     rows = [
-        _train(cell, law, noise, fixed_rng, seed)
-        for cell in ladder.cells
+        _train(ladder.cell(size), law, noise, fixed_rng, seed)
+        for size in SIZES
         for seed in range(n_seeds)
     ]
     fixed_seconds = sum(map(ladder_decision.wall_seconds, rows))

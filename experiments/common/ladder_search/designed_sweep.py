@@ -76,9 +76,14 @@ def run_ladder(
     sweep: value of --sweep. train: trains runs that are not finished. print_results: prints the
     results of the folder of a sweep, and returns the exit status.
     """
-    from lm.sweeps.designed_ladder import ladder_cells
+    from lm.sweeps.designed_ladder import ladder_cells, size_family
 
-    ladder = ladder_cells.build_ladder(runs, goal)  # uses no device and writes no file
+    further_runs = size_family.extend_sizes(runs, goal.size)
+    ladder = ladder_cells.build_ladder([*runs, *further_runs], goal)  # writes no file
+    names = ", ".join(cell.label for cell in ladder.cells)
+    console.print_line(f"sizes that may be trained: {names}")
+    if not further_runs:
+        console.print_line("no size was added to those of the file, which has no simple recipe")
     cli.make_run_folders(runs)
     cli.tune_memory()
     folder = train_ladder(sweep, ladder, goal, train)

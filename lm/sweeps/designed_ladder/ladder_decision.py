@@ -114,7 +114,11 @@ def _decide_first(
     """Return the cheapest run of the cells with the fewest runs, until the law has an interval."""
     counts = np.array([sum(d.cell == cell.label for d in decisions) for cell in ladder.cells])
     if not is_allowed.any():
-        text = f"no allowed run is left before the law has an interval: {problem}"
+        n_missing = max(ladder_cells.MIN_SIZES - int((counts > 0).sum()), 1)
+        cost = float(np.sort(seconds[counts == counts.min()])[:n_missing].sum())
+        text = (
+            f"the time is too short for an interval ({problem}): it needs about {cost:.3g} s more"
+        )
         return LadderState(None, text, spent, float("inf"), float("nan"))
     candidates = np.flatnonzero(is_allowed)
     index = int(min(candidates, key=lambda i: (counts[i], seconds[i])))

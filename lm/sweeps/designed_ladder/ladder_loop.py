@@ -6,6 +6,7 @@ The state of a ladder is its folder, so the same call continues an interrupted o
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,5 +92,8 @@ def _check_ended(run: schema.Run) -> None:
 
 
 def _describe(state: ladder_decision.LadderState) -> dict:
-    """Return the entry `result` of the record."""
-    return {name: value for name, value in state._asdict().items() if name != "decision"}
+    """Return the entry `result` of the record. Unknown numbers are None."""
+    values = {name: value for name, value in state._asdict().items() if name != "decision"}
+    for name in ("error", "value"):
+        values[name] = values[name] if math.isfinite(values[name]) else None
+    return values

@@ -101,7 +101,9 @@ def test_seeds_and_groups_have_a_paired_test(tmp_path):
     ]
     (result,) = task_differences.compare_tasks(pairs)
     assert result.test == "paired" and result.p_value < 0.01 and result.lo > 0
-    means = [np.mean([row["eval.task.t.accuracy"] for row in side]) for side in zip(*pairs, strict=True)]
+    means = [
+        np.mean([row["eval.task.t.accuracy"] for row in side]) for side in zip(*pairs, strict=True)
+    ]
     assert (result.accuracy_a, result.accuracy_b) == pytest.approx(means)
 
 
