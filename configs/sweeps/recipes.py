@@ -1,8 +1,8 @@
 """Train one recipe at several sizes, to compare it with another recipe of this file.
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/recipes.py:muon
-    uv run python -m experiments.compare configs/sweeps/recipes.py:base configs/sweeps/recipes.py:muon \
-        --decide --time_budget=40m --out=runs/recipes-muon/against-base
+    uv run python -m experiments.compare --decide --time_budget=40m --out=runs/verdicts/muon \\
+        configs/sweeps/recipes.py:base configs/sweeps/recipes.py:muon
 
 The argument is a recipe and, after a comma, the training tokens. Pairs that answer a question:
 

@@ -29,8 +29,10 @@ MAX_COST_FACTOR = 3.0  # limit of the designed ladder, relative to the fixed one
 
 def main() -> int:
     """Print a line per simulated sweep, the ratio of the times and the coverage."""
-    lines = [simulate_sweep(i) for i in range(_N.value)]
-    console.table([{k: f"{v:.3g}" for k, v in line.items()} for line in lines])
+    lines = []
+    for i in range(_N.value):
+        lines.append(simulate_sweep(i))
+        console.print_line(", ".join(f"{k} {v:.3g}" for k, v in lines[-1].items()))
     ratios = np.array([line["time ratio"] for line in lines])
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     console.print_line(
@@ -52,7 +54,7 @@ def main() -> int:
 def simulate_sweep(index: int) -> dict[str, float]:
     """Return the results of a fixed and of a designed ladder of one simulated law."""
     from lm.laws.design import next_ladder_run
-    from lm.sweeps.designed_ladder import ladder_cells, ladder_decision
+    from lm.sweeps.designed_ladder import ladder_cells, ladder_decision, size_family
 
     rng = np.random.default_rng((index, 0))
     law, noise, n_seeds = _draw_law(rng), rng.uniform(0.002, 0.008), int(rng.integers(1, 4))

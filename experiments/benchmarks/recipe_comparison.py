@@ -32,7 +32,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["paired", "independent"], "kinds of seeds o
 FACTORS = (10, 100)  # of the largest compute
 SEEDS = ("paired", "independent")
 MAX_SEEDS = 10
-MAX_ADDED = 60  # pairs that --decide adds to a simulated comparison, at most
+MAX_ADDED = 32  # pairs that --decide adds to a simulated comparison, at most
 INVERSE_GRID = np.linspace(0, 45, 9001)  # log compute above the smallest size
 
 
