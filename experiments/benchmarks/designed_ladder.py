@@ -4,7 +4,8 @@
     uv run python -m experiments.benchmarks.designed_ladder --n=5
 
 Each simulated sweep has the sizes of the quickstart, 10K to 600K, and the target 4M. The fixed
-ladder trains one to three seeds of every size. Its error is half of the 95% interval of the target.
+ladder trains one to three seeds of every size. Its error is half of the 95% interval of the target,
+as the median over N_REPEATS repetitions with other seeds.
 The designed ladder may train every size of the ladder from 10K to 2.5M, and stops at this error. It
 estimates the time of a run with an error of up to a factor of 2, and measures it with a variation
 of 10%. The law has the fitted form, a second power or a drifting exponent. The seed noise is 0.2 to
@@ -23,6 +24,7 @@ _N = flags.DEFINE_integer("n", 20, "simulated sweeps", 1, 10_000)
 SIZES = ("10K", "25K", "60K", "100K", "150K", "250K", "600K")
 TARGET = "4M"
 FLOPS_PER_SECOND = 3e10  # in training
+N_REPEATS = 5  # of the fixed ladder; its interval depends on the noise of few runs
 START_SECONDS = 4.0  # of compilation and evaluation per run
 MAX_COST_FACTOR = 3.0  # limit of the designed ladder, relative to the fixed one
 
@@ -63,14 +65,18 @@ def simulate_sweep(index: int) -> dict[str, float]:
     ladder = ladder_cells.build_ladder(runs, ladder_cells.LadderGoal(TARGET, 0.5, 1))
     target = ladder.target["N"]
     fixed_rng, own_rng = (np.random.default_rng((index, k)) for k in (1, 2))
-    rows = [
-        _train(ladder.cell(size), law, noise, fixed_rng, seed)
-        for size in SIZES
-        for seed in range(n_seeds)
+    repeats = [
+        [
+            _train(ladder.cell(size), law, noise, fixed_rng, seed)
+            for size in SIZES
+            for seed in range(n_seeds)
+        ]
+        for _ in range(N_REPEATS)
     ]
-    fixed_seconds = sum(map(ladder_decision.wall_seconds, rows))
-    fixed_fit = ladder.fit_law(rows)
-    error = next_ladder_run.interval_error(fixed_fit, [target])
+    fixed_seconds = float(np.mean([sum(map(ladder_decision.wall_seconds, r)) for r in repeats]))
+    fits = [ladder.fit_law(rows) for rows in repeats]
+    error = float(np.median([next_ladder_run.interval_error(f, [target]) for f in fits]))
+    fixed_fit = fits[0]
     goal = ladder_cells.LadderGoal(TARGET, error, MAX_COST_FACTOR * fixed_seconds)
     scale = 2 ** rng.uniform(-1, 1)  # error of the cost model
     estimates = np.array([scale * _seconds(cell) for cell in ladder.cells])

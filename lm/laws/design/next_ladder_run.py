@@ -10,6 +10,11 @@ enough. It then drops runs that later runs made unnecessary. The next run is the
 removes the most variance per second. After each run, the law is fitted again and a new plan is
 made.
 
+The noise is estimated from the n - p residuals of n runs and p parameters, so the interval has the
+width of Student's t. Every run, also a cheap one, makes this factor smaller. It is large for few
+runs: 2.8 for 4 residuals, and 2.1 for 18. The variance here is that of the target times the square
+of this factor, relative to that of the fit.
+
 Legend: m candidates.
 """
 
@@ -69,12 +74,14 @@ def choose_run(
     error = interval_error(law_fit, target)
     # Draws of few rows are far from normal, so only their ratio of variances is used.
     ratio = (max_error / error) ** 2 if np.isfinite(error) else 0.0
-    plan, is_reachable = _plan_runs(design, seconds, min(ratio, 1.0) * design.variance)
+    factors = _noise_factors(law_fit.n - len(law_fit.free))
+    search = _Search(design, np.asarray(seconds, float), factors)
+    plan, is_reachable = search.plan_runs(min(ratio, 1.0) * design.variance)
     allowed = np.ones(len(seconds), bool) if is_allowed is None else np.asarray(is_allowed, bool)
-    index = _first_run(design, seconds, plan if is_reachable else [], allowed)
+    index = search.first_run(plan if is_reachable else [], allowed)
 
     def expected_error(chosen: list[int]) -> float:
-        left = max(design.after(chosen).variance, 0.0) / max(design.variance, 1e-300)
+        left = max(search.variance_after(chosen), 0.0) / max(design.variance, 1e-300)
         return float(error * np.sqrt(left))
 
     return RunChoice(
@@ -88,44 +95,62 @@ def choose_run(
     )
 
 
-def _plan_runs(
-    design: measurement_design.MeasurementDesign, seconds: np.ndarray, goal: float
-) -> tuple[list[int], bool]:
-    """Return runs that reduce the variance of the target to the goal, and True if they do so."""
-    chosen: list[int] = []
-    current = design
-    while current.variance > goal and len(chosen) < MAX_RUNS:
-        # A reduction below the goal has no further use.
-        useful = np.minimum(current.reductions(), current.variance - goal)
-        best = int(np.argmax(useful / seconds))
-        if not current.reductions().max() > MIN_PROGRESS * (current.variance - goal):
-            return chosen, False
-        chosen.append(best)
-        current = current.after([best])
-    if current.variance > goal:
-        return chosen, False
-    for index in sorted(set(chosen), key=lambda i: -seconds[i]):
-        while index in chosen:
-            others = list(chosen)
-            others.remove(index)
-            if design.after(others).variance > goal:
-                break
-            chosen = others
-    return chosen, True
+def _noise_factors(n_spare: int) -> np.ndarray:
+    """Return the squared quantile of Student's t after 0, 1, ... further runs, relative to now."""
+    from scipy import special  # its import takes longer than that of all laws
+
+    quantiles = special.stdtrit(max(n_spare, 1) + np.arange(MAX_RUNS + 1), 0.975)
+    return (quantiles / quantiles[0]) ** 2
 
 
-def _first_run(
-    design: measurement_design.MeasurementDesign,
-    seconds: np.ndarray,
-    plan: list[int],
-    is_allowed: np.ndarray,
-) -> int:
-    """Return the allowed candidate to train first, -1 if there is none."""
-    reductions = np.where(is_allowed, design.reductions(), -1.0)
-    planned = [i for i in set(plan) if is_allowed[i]]
-    if planned:
-        return max(planned, key=lambda i: reductions[i] / seconds[i])
-    if not is_allowed.any():
-        return -1
-    is_useful = reductions >= MIN_GAIN * reductions.max()
-    return int(np.argmax(np.where(is_useful & is_allowed, reductions / seconds, -1.0)))
+class _Search(NamedTuple):
+    """Search of a plan: the covariances now, seconds of candidates [m], and `_noise_factors`."""
+
+    design: measurement_design.MeasurementDesign
+    seconds: np.ndarray
+    factors: np.ndarray
+
+    def variance_after(self, chosen: list[int]) -> float:
+        """Return the variance at the target after the chosen runs."""
+        return self.design.after(chosen).variance * float(self.factors[len(chosen)])
+
+    def reductions(
+        self, current: measurement_design.MeasurementDesign, n_chosen: int
+    ) -> np.ndarray:
+        """Return the variance that each candidate removes after n_chosen runs, [m]."""
+        before = current.variance * self.factors[n_chosen]
+        return before - (current.variance - current.reductions()) * self.factors[n_chosen + 1]
+
+    def plan_runs(self, goal: float) -> tuple[list[int], bool]:
+        """Return runs that reduce the variance to the goal, and True if they do so."""
+        chosen: list[int] = []
+        current = self.design
+        while (excess := current.variance * self.factors[len(chosen)] - goal) > 0:
+            if len(chosen) == MAX_RUNS:
+                return chosen, False
+            reductions = self.reductions(current, len(chosen))
+            if not reductions.max() > MIN_PROGRESS * excess:
+                return chosen, False
+            # A reduction below the goal has no further use.
+            best = int(np.argmax(np.minimum(reductions, excess) / self.seconds))
+            chosen.append(best)
+            current = current.after([best])
+        for index in sorted(set(chosen), key=lambda i: -self.seconds[i]):
+            while index in chosen:
+                others = list(chosen)
+                others.remove(index)
+                if self.variance_after(others) > goal:
+                    break
+                chosen = others
+        return chosen, True
+
+    def first_run(self, plan: list[int], is_allowed: np.ndarray) -> int:
+        """Return the allowed candidate to train first, -1 if there is none."""
+        reductions = np.where(is_allowed, self.reductions(self.design, 0), -1.0)
+        planned = [i for i in set(plan) if is_allowed[i]]
+        if planned:
+            return max(planned, key=lambda i: reductions[i] / self.seconds[i])
+        if not is_allowed.any():
+            return -1
+        is_useful = is_allowed & (reductions >= MIN_GAIN * reductions.max())
+        return int(np.argmax(np.where(is_useful, reductions / self.seconds, -1.0)))

@@ -76,6 +76,8 @@ def decide_next(
     if error <= goal.max_error and n_spare >= MIN_SPARE:
         reason = f"the error of {error:.2%} is at most {goal.max_error:.2%}"
         return LadderState(None, reason, spent, error, value, True)
+    # An early estimate may be far off, so no run costs more than all earlier runs together.
+    is_cautious = is_allowed & (seconds <= sum(measured.values()))
     choice = next_ladder_run.choose_run(
         law_fit,
         list(ladder.target.values()),
@@ -83,7 +85,7 @@ def decide_next(
         seconds,
         # A lucky interval of few rows is confirmed by a further run.
         min(goal.max_error, 0.9 * error),
-        is_allowed,
+        is_cautious if is_cautious.any() else is_allowed,
     )
     plan = _describe_plan(choice, labels, goal)
     if choice.index < 0:
