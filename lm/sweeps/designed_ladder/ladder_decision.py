@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.laws import fit
 from lm.laws.design import next_ladder_run, run_cost
 from lm.runs import phase_timer, records
 from lm.sweeps.designed_ladder import ladder_cells, ladder_record
@@ -55,20 +56,10 @@ def decide_next(
     diverged = {d.cell for d in decisions if rows.get(d.run, {}).get("status") == "diverged"}
     labels = [cell.label for cell in ladder.cells]
     measured = {d.run: wall_seconds(rows[d.run]) for d in finished}
-    timed = [d for d in finished if measured[d.run] > 0]
-    seconds = run_cost.calibrate_seconds(
-        estimates,
-        np.array([estimates[labels.index(d.cell)] for d in timed]),
-        np.array([measured[d.run] for d in timed]),
-    )
+    seconds = _calibrate(labels, finished, measured, estimates)
     spent = sum(measured[d.run] for d in finished if not d.is_earlier)
     is_allowed = (seconds <= goal.budget_seconds - spent) & ~np.isin(labels, list(diverged))
-    try:
-        law_fit = ladder.fit_law([rows[d.run] for d in finished])
-        error = next_ladder_run.interval_error(law_fit, list(ladder.target.values()))
-        problem = "" if np.isfinite(error) else "the runs give no interval of the target"
-    except ValueError as refusal:
-        law_fit, error, problem = None, float("inf"), str(refusal)
+    law_fit, error, problem = _fit_law(ladder, [rows[d.run] for d in finished])
     if problem or law_fit is None:
         return _decide_first(ladder, decisions, is_allowed, seconds, spent, problem)
     value = float(law_fit.predict(*ladder.target.values()).value)
@@ -103,6 +94,34 @@ def decide_next(
     decision = _make_decision(ladder, choice.index, decisions, reason, seconds)
     decision = dataclasses.replace(decision, error=error, error_after=choice.error_after)
     return LadderState(decision, "", spent, error, value)
+
+
+def _calibrate(
+    labels: Sequence[str],
+    finished: Sequence[ladder_record.LadderDecision],
+    measured: Mapping[str, float],
+    estimates: np.ndarray,
+) -> np.ndarray:
+    """Return the expected seconds of a run of each cell. measured: wall time by name of a run."""
+    timed = [d for d in finished if measured[d.run] > 0]
+    return run_cost.calibrate_seconds(
+        estimates,
+        np.array([estimates[labels.index(d.cell)] for d in timed]),
+        np.array([measured[d.run] for d in timed]),
+    )
+
+
+def _fit_law(
+    ladder: ladder_cells.DesignedLadder, rows: Sequence[dict]
+) -> tuple[fit.Fit | None, float, str]:
+    """Return the law, the error of the target, and the reason why there is no error or ""."""
+    try:
+        law_fit = ladder.fit_law(rows)
+    except ValueError as refusal:
+        return None, float("inf"), str(refusal)
+    error = next_ladder_run.interval_error(law_fit, list(ladder.target.values()))
+    problem = "" if np.isfinite(error) else "the runs give no interval of the target"
+    return law_fit, error, problem
 
 
 def _decide_first(
