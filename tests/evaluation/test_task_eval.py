@@ -151,7 +151,7 @@ def test_points_of_the_examples_are_collected(built, tmp_path):
     assert [item.task for item in details.items] == [task.name for task in task_list]
     for item in details.items:
         assert item.accuracy == results[item.task]["accuracy"]["value"] == 1
-    assert details.items[0].documents.tolist() == [0, 0, 1]
+    assert sorted(np.bincount(details.items[0].documents)) == [1, 2]
     assert details.items[1].documents.tolist() == [0, 1, 2, 3, 4]
     again = task_eval.TaskDetails()
     task_eval.evaluate_tasks(run, *arguments[:-1], again)
