@@ -26,12 +26,12 @@ comparison from the records of the runs. The exit status is 1 if a run or a numb
 """
 
 import json
-import re
 from pathlib import Path
 
 from absl import flags
 
 from experiments.common import cli, console
+from experiments.common.ladder_search import limits
 from lm.runs import filesystem
 
 _A = flags.DEFINE_string("a", "", "first recipe: folder of a sweep, sweep file or config")
@@ -48,7 +48,6 @@ _SIZES = flags.DEFINE_list("sizes", [], "sizes of the ladder of two configs, suc
 _SEEDS = flags.DEFINE_integer("seeds", 2, "seeds per size of the ladder of two configs", 1, 1000)
 _VERIFY = flags.DEFINE_string("verify", "", "folder of --out to verify")
 POSITIONAL = ("a", "b")  # flags of the arguments that are no flags
-UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def main() -> int:
@@ -56,7 +55,7 @@ def main() -> int:
         return verify(_VERIFY.value)
     if not (_A.value and _B.value):
         raise ValueError("two recipes are needed: experiments.compare runs/A runs/B")
-    budget = parse_duration(_TIME_BUDGET.value)
+    budget = limits.parse_duration(_TIME_BUDGET.value)
     check_ladders([_A.value, _B.value])
     folders = [prepare_sweep(recipe) for recipe in (_A.value, _B.value)]
     report = decide(folders, budget) if _DECIDE.value else compare(folders, _ANYTIME.value)
@@ -181,14 +180,6 @@ def verify(folder: str) -> int:
     console.print_line(f"contradictions: {n_contradictions} of {len(links)} links")
     console.print_line(f"SHA-256 of the record: {comparison_record.record_sha256(folder)}")
     return int(n_contradictions > 0)
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of a duration such as 45s, 30m or 2h. Raises ValueError for others."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if not match or float(match[1]) <= 0:
-        raise ValueError(f"--time_budget={text} must be a duration such as 45s, 30m or 2h")
-    return float(match[1]) * UNIT_SECONDS[match[2]]
 
 
 if __name__ == "__main__":

@@ -232,6 +232,7 @@ def _evaluate_tasks(run, names: str) -> None:
     from lm.evaluation.baselines import task_baselines
     from lm.parallel import mesh
     from lm.runs import records
+    from lm.runs.items import task_items
     from lm.training import loaded_model
 
     task_list = tasks.load_tasks(names, "--tasks")
@@ -243,14 +244,14 @@ def _evaluate_tasks(run, names: str) -> None:
     mesh.initialize_devices()
     run = loaded_model.fit_to_devices(run, is_sharded_on_cpu=True)
     program, state = loaded_model.restore_model(run, _STEP.value)
-    answers: list[dict] = []
+    details = task_eval.TaskDetails()
     with jax.set_mesh(program.mesh):
         results = task_eval.evaluate_tasks(
-            run, program.mesh, program.score, state["params"], tokenizer, task_list, answers
+            run, program.mesh, program.score, state["params"], tokenizer, task_list, details
         )
     console.tasks(results)
     if _ANSWERS.value:
-        console.write_json_lines(_ANSWERS.value, answers)
+        console.write_json_lines(_ANSWERS.value, details.answers)
     n_words = _OVERLAP.value
     overlaps = contamination.count_overlaps(task_list, run.data, n_words) if n_words else {}
     for name, counts in overlaps.items():
@@ -262,6 +263,7 @@ def _evaluate_tasks(run, names: str) -> None:
     if _KEEP.value:
         columns = task_eval.to_columns(results)
         records.extend_evals(records.run_dir(run), int(state["step"]), columns)
+        task_items.extend_items(records.run_dir(run), details.items)
 
 
 def _ngram_counts(run):

@@ -5,12 +5,15 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py:2 --max_vmapped=2
     uv run python -m experiments.sweep --sweep=configs/sweeps/seeds.py --on=slurm --jobs=16 \\
         --slurm="--partition=gpu --gres=gpu:1 --time=4:00:00"
+    uv run python -m experiments.sweep --sweep=configs/sweeps/quickstart.py --target_size=4M \\
+        --max_error=2% --time_budget=30m
 
 The same command continues an interrupted sweep. With --jobs, each process has an equal share of the
 devices. With --max_vmapped, one program trains several runs. With --on=slurm the command submits
 jobs and ends; experiments.status --watch shows their progress. It uses no device and reads no
 training text. The first worker prepares the text and checks the meshes, unless --target names the
-hardware of a worker.
+hardware of a worker. With --target_size, the command chooses the sizes, tokens and seeds of the
+file that predict the loss of another size in the least time.
 """
 
 import functools
@@ -24,6 +27,7 @@ from typing import Literal
 from absl import flags
 
 from experiments.common import cli, console, finished_sweep, progress_view, target_plan
+from experiments.common.ladder_search import designed_sweep
 from lm.config import schema
 from lm.runs.integrity import sweep_files
 
@@ -64,13 +68,19 @@ _WORKER_DEVICES = flags.DEFINE_string(
     "worker_devices", "", "internal: PLATFORM:NUMBER, the devices of each process of --jobs"
 )
 _ONLY_PLAN = flags.DEFINE_bool("only_plan", False, "internal: check and plan the sweep, then end")
+designed_sweep.define_flags()
 
 
 def main() -> int:
     check_flags()
+    goal = designed_sweep.read_goal()
     runs = cli.load_sweep(_SWEEP.value)
     for run in runs:
         run.dir = _DIR.value or run.dir
+    if goal is not None:
+        check_single_process("--target_size trains one run at a time")
+        results = train_pending, print_results
+        return designed_sweep.run_ladder(_SWEEP.value, runs, goal, *results)
     # The law of a prediction is checked before any file is written.
     from lm.sweeps import prediction
 
@@ -141,7 +151,7 @@ def check_flags() -> None:
                 raise ValueError(f"--{flag.name} has an effect only on jobs. Add --on=slurm.")
 
 
-def check_single_process() -> None:
+def check_single_process(reason: str = "--jobs and --on=slurm start their own processes") -> None:
     """Raise ValueError if flags or the environment make this process one of several."""
     from lm.parallel import cluster
 
@@ -149,8 +159,7 @@ def check_single_process() -> None:
     processes = (values.coordinator, values.processes, values.process)
     if cluster.find_processes(os.environ, *processes):
         raise ValueError(
-            "--jobs and --on=slurm start their own processes. Use them without --coordinator,"
-            " --processes and --process, and in one process."
+            f"{reason}. Use it without --coordinator, --processes and --process, in one process."
         )
 
 

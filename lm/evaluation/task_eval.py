@@ -25,10 +25,24 @@ from lm.data.tokenization import token_healing
 from lm.evaluation import coverings, decoding, generation, heldout, task_metrics, tasks
 from lm.evaluation.baselines import paired_tests, task_baselines
 from lm.evaluation.minimal_pairs import pair_metrics
+from lm.runs import records
+from lm.runs.items import task_items
 
 # Least number of tokens in a row of sentences. Fused kernels of accelerators need multiples of 128.
 MIN_PAIR_ROW, MIN_FUSED_ROW = 64, 128
+PASSAGE_CHARACTERS = 100  # of a first line that several questions may share
 Results = dict[str, task_metrics.Metrics]  # task name -> metric -> {"value": ..., "se": ...}
+
+
+@dataclasses.dataclass
+class TaskDetails:
+    """Details of an evaluation that the metrics do not contain.
+
+    answers: generated answers, see task_metrics.answer_rows. items: points of the examples.
+    """
+
+    answers: list[dict] = dataclasses.field(default_factory=list)
+    items: list[task_items.TaskItems] = dataclasses.field(default_factory=list)
 
 
 class EncodedTask(NamedTuple):
@@ -47,18 +61,19 @@ def evaluate_tasks(
     params: dict,
     tokenizer: tokenizers.Tokenizer,
     task_list: Sequence[tasks.Task],
-    answers: list[dict] | None = None,
+    details: TaskDetails | None = None,
     on_progress: Callable[[], None] | None = None,
 ) -> Results:
     """Return the metrics of each task: see task_metrics and, for minimal pairs, pair_metrics.
 
-    score: see heldout.make_scorer. answers: list that receives the generated answers, see
-    task_metrics.answer_rows. on_progress: called after each generated token and before each batch
-    of sentences. If an example is longer than data.seq_len tokens, its prompt is truncated at the
-    beginning (counted in n_truncated). If an answer alone is longer, the example is skipped
-    (counted in n_skipped). Raises ValueError in both cases if eval.on_overflow is "error". The
-    results have the baselines that a task contains, see task_baselines.add_baselines.
+    score: see heldout.make_scorer. details: receives the generated answers and the points of the
+    examples. on_progress: called after each generated token and before each batch of sentences. If
+    an example is longer than data.seq_len tokens, its prompt is truncated at the beginning (counted
+    in n_truncated). If an answer alone is longer, the example is skipped (counted in n_skipped).
+    Raises ValueError in both cases if eval.on_overflow is "error". The results have the baselines
+    that a task contains, see task_baselines.add_baselines.
     """
+    details = details or TaskDetails()
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
     pairs = [
         pair
@@ -83,15 +98,19 @@ def evaluate_tasks(
             pair_scores = _score_sentences(*arguments, on_progress=on_progress)
             by_part = pair_metrics.pair_results(task, pair_scores)
             results |= by_part | {task.name: by_part[task.name] | metrics}
+            points = pair_metrics.compare_sentences(pair_scores.nats_N2, pair_scores.is_same_N)
+            details.items.append(_make_items(task, points))
             continue
         example_scores = [[next(scores) for _ in choices] for choices in choices_of_examples]
-        metrics |= _likelihood_metrics(task, choices_of_examples, example_scores, tokenizer)
+        points = np.array(list(map(task_metrics.example_accuracy, task.examples, example_scores)))
+        details.items.append(_make_items(task, points))
+        arguments = choices_of_examples, example_scores, points, tokenizer
+        metrics |= _likelihood_metrics(task, *arguments)
         if task.generate:
             model = run, device_mesh, params
             texts = _generate(model, tokenizer, task, choices_of_examples, on_progress)
             metrics |= task_metrics.text_metrics(task, texts)
-            if answers is not None:
-                answers += task_metrics.answer_rows(task, texts)
+            details.answers += task_metrics.answer_rows(task, texts)
         results[task.name] = metrics
     return results
 
@@ -100,20 +119,33 @@ def _likelihood_metrics(
     task: tasks.Task,
     pairs: list[list[token_healing.TokenPair]],
     scores: list[list[task_metrics.TokenScores]],
+    points: np.ndarray,
     tokenizer: tokenizers.Tokenizer,
 ) -> task_metrics.Metrics:
-    """Return the metrics of likelihoods and the baselines. pairs, scores: see EncodedTask."""
+    """Return the metrics of likelihoods and the baselines.
+
+    pairs, scores: see EncodedTask. points: accuracy of each example.
+    """
     pieces = [
         choices[example.right].answer_pieces(tokenizer.pieces)
         for example, choices in zip(task.examples, pairs, strict=True)
     ]
-    points = [
-        task_metrics.example_accuracy(example, choice_scores)
-        for example, choice_scores in zip(task.examples, scores, strict=True)
-    ]
     groups = [example.group for example in task.examples]
     metrics = task_metrics.likelihood_metrics(task.examples, scores, pieces)
-    return metrics | paired_tests.baseline_metrics(groups, np.array(points), task.baselines)
+    return metrics | paired_tests.baseline_metrics(groups, points, task.baselines)
+
+
+def _make_items(task: tasks.Task, points: np.ndarray) -> task_items.TaskItems:
+    """Return the points of the examples of a task. Questions of one passage share a document."""
+    documents, groups = [], [example.group for example in task.examples]
+    for i, example in enumerate(task.examples):
+        passage = example.question.strip().partition("\n")[0]
+        is_passage = len(passage) >= PASSAGE_CHARACTERS and passage != example.question.strip()
+        documents.append(passage if is_passage else f"{i}")
+    digest = task_items.digest_examples(
+        [example.prompts, example.answers, example.right] for example in task.examples
+    )
+    return task_items.make_items(task.name, points, documents, groups, digest)
 
 
 def evaluate_columns(
@@ -124,14 +156,18 @@ def evaluate_columns(
     text: dataset.TokenDataset,
     task_list: Sequence[tasks.Task],
     on_progress: Callable[[], None],
+    writer: records.Writer,
 ) -> dict[str, float]:
     """Return the results of evaluate_tasks with all baselines as columns, see `to_columns`.
 
-    text: training text of the run.
+    text: training text of the run. writer: receives tasks.npz, the points of the examples.
     """
     with_baselines = task_baselines.add_text_baselines(task_list, text)
-    arguments = run, device_mesh, score, params, text.tokenizer, with_baselines
-    return to_columns(evaluate_tasks(*arguments, on_progress=on_progress))
+    details = TaskDetails()
+    arguments = run, device_mesh, score, params, text.tokenizer, with_baselines, details
+    results = evaluate_tasks(*arguments, on_progress)
+    writer.write_file(task_items.FILE, task_items.encode_items(details.items))
+    return to_columns(results)
 
 
 def validate_task_lengths(

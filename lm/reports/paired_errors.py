@@ -7,8 +7,6 @@ their difference is therefore smaller than that of independent losses (Miller 20
 arXiv:2411.00640, section 4.2). It is clustered by document.
 """
 
-import io
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.runs import filesystem, records
+from lm.runs.items import array_files
 
 FILE = "heldout.npz"  # in the run directory, written by each evaluation
-MAX_BYTES = 1 << 28  # of the decompressed arrays of a file
 # Runs with equal values are evaluated on the same rows.
 SAME_ROWS = ("data.tokenizer", "data.seq_len", "data.loss_on", "eval.n_sequences")
 TOLERANCE = 1e-5  # relative, of the stored sums and the recorded loss
@@ -60,41 +58,14 @@ def load_document_sums(row: Mapping) -> dict[str, SourceSums]:
 
 def _read_sums(path: Path) -> dict[str, SourceSums]:
     """Read heldout.npz. The archive verifies the checksum of each array."""
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        _check_sizes(file, path)
-        sources = enumerate(zip(file["sources"], file["shares"], strict=True))
-        return {
-            str(source): SourceSums(
-                float(share), *(file[f"{name}_{i}"] for name in SourceSums._fields[1:])
-            )
-            for i, (source, share) in sources
-        }
-
-
-def _check_sizes(file: np.lib.npyio.NpzFile, path: Path) -> None:
-    """Raise ValueError if an array is larger than its member of the archive, or all are too large.
-
-    NumPy allocates the memory of an array before it decompresses the array.
-    """
-    formats = np.lib.format
-    readers = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
-    n_bytes = 0
-    archive = file.zip
-    if archive is None:
-        raise ValueError(f"{path} is closed")
-    for member in archive.infolist():
-        with archive.open(member) as stream:
-            read_header = readers.get(formats.read_magic(stream))
-            shape, _, dtype = (
-                read_header(stream) if read_header else ((0,), False, np.dtype(object))
-            )
-            expected = stream.tell() + math.prod(shape) * dtype.itemsize
-        n_bytes += member.file_size
-        if dtype.hasobject or expected != member.file_size or n_bytes > MAX_BYTES:
-            raise ValueError(
-                f"{path}: {member.filename} has {member.file_size:,} bytes, its header describes"
-                f" {expected:,}, and at most {MAX_BYTES:,} are read: delete the file"
-            )
+    arrays = array_files.read_arrays(path)
+    sources = enumerate(zip(arrays["sources"], arrays["shares"], strict=True))
+    return {
+        str(source): SourceSums(
+            float(share), *(arrays[f"{name}_{i}"] for name in SourceSums._fields[1:])
+        )
+        for i, (source, share) in sources
+    }
 
 
 def paired_difference(

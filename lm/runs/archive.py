@@ -4,15 +4,15 @@
     rows = records.load_runs("notebooks/data/real_ladder")      # the rows of the original sweep
 
 The archive contains the config, facts, evaluations and events of every run of the sweep, thinned
-log steps, the plan, the prediction and its log. It also contains the held-out losses per document,
-which the paired errors of two runs need. Other runs in the folder are not part of the sweep and are
-not archived. The archive contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl
-files are rounded to seven digits. Records contain paths as the user wrote them, and an archive must
-not reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are
-shortened: jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
+log steps, the plan, the prediction and its log, and the decisions of a designed ladder. It also
+contains the held-out losses per document, and small files of the points of task examples, which the
+paired errors of two runs need. Other runs in the folder are not part of the sweep and are not
+archived. The archive contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl files
+are rounded to seven digits. Records contain paths as the user wrote them, and an archive must not
+reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are shortened:
+jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
-import io
 import json
 import re
 import warnings
@@ -20,19 +20,17 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from lm.runs import filesystem, json_files, records
 from lm.runs.integrity import prediction_log, record_checksums, record_lines, sweep_files
+from lm.runs.items import array_files
 
-SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json")
+SWEEP_FILES = ("sweep.json", "plan.json", "prediction.json", "ladder.json")
 RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "events.jsonl")
-DOCUMENT_SUMS = "heldout.npz"  # see heldout_documents.encode_sums
-REPORT_FILES = (
-    "report.html",
-    "prediction_results.json",
-    "figures",
-)  # may be in the archive folder and are not changed
+# Arrays of the last evaluation: loss sums per document, and points of task examples.
+ARRAY_FILES = ("heldout.npz", "tasks.npz")
+MAX_TASK_BYTES = 50_000  # of a file of points, so that it is archived
+# May be in the archive folder and are not changed.
+REPORT_FILES = ("report.html", "prediction_results.json", "figures")
 # Facts that identify a machine or count the lines of the original are not archived.
 LOCAL_FACTS = ("host", record_lines.N_LINES, record_lines.N_MISSING)
 ARCHIVED_PREDICTIONS = "archived_predictions"  # entry of sweep.json: hashes by file
@@ -75,7 +73,7 @@ def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, st
         texts = (
             (name, _file_text(name, value, n_steps, has_sums, _run_id(name, portable)))
             for name, value in portable.items()
-            if has_sums or not name.endswith(DOCUMENT_SUMS)
+            if has_sums or not name.endswith(ARRAY_FILES)
         )
         files = {name: text for name, text in texts if text}
         if _n_bytes(files) <= megabytes * 1e6:
@@ -100,7 +98,7 @@ def _check_target(path: Path, archive_dir: Path) -> None:
             f"--archive_to={archive_dir} must be outside the sweep directory {path} and must not"
             " contain it. Pass another folder."
         )
-    known = (*SWEEP_FILES, prediction_log.FILE, *RUN_FILES, DOCUMENT_SUMS)
+    known = (*SWEEP_FILES, prediction_log.FILE, *RUN_FILES, *ARRAY_FILES)
     files = _archived_files(archive_dir)
     others = [name for name in files if Path(name).name not in known]
     if others:
@@ -141,8 +139,9 @@ def _read_records(path: Path) -> dict[str, Any]:
         for file, value in zip(RUN_FILES, values, strict=True):
             if value:
                 contents[str(folder / file)] = value
-        if (run_dir / DOCUMENT_SUMS).exists() and (sums := _read_sums(run_dir / DOCUMENT_SUMS)):
-            contents[str(folder / DOCUMENT_SUMS)] = sums
+        for name in ARRAY_FILES:
+            if (run_dir / name).exists() and (arrays := _read_arrays(run_dir / name)):
+                contents[str(folder / name)] = arrays
     return contents
 
 
@@ -181,22 +180,20 @@ def _archived_rows(file: Path, facts: Mapping) -> list[dict]:
     return [rows[number] for number in sorted(rows)]
 
 
-def _read_sums(path: Path) -> dict[str, Any]:
-    """Return the arrays of a file, and the names of its sources as a list; {} if it is damaged."""
+def _read_arrays(path: Path) -> dict[str, Any]:
+    """Return the arrays of a file, and texts as lists, whose paths are shortened.
+
+    Return {} for a damaged file, and for a large file of points.
+    """
+    if path.name != ARRAY_FILES[0] and path.stat().st_size > MAX_TASK_BYTES:
+        return {}
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return {name: file[name] for name in file} | {"sources": file["sources"].tolist()}
+        arrays = array_files.read_arrays(path)
     except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
         kind = type(error).__name__
         warnings.warn(f"{path} is damaged and not archived ({kind}): delete it", stacklevel=2)
         return {}
-
-
-def _encode_sums(arrays: dict[str, Any]) -> bytes:
-    """Return the bytes of a file of arrays."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+    return {k: v.tolist() if v.dtype.kind == "U" else v for k, v in arrays.items()}
 
 
 def _file_text(
@@ -207,8 +204,8 @@ def _file_text(
     is_indented: write each entry of a JSON file to its own line. run_id: identifier of the run of
     the file. None is a run without checksums.
     """
-    if name.endswith(DOCUMENT_SUMS):
-        return _encode_sums(value)
+    if name.endswith(ARRAY_FILES):
+        return array_files.encode_arrays(value)
     if isinstance(value, dict):
         has_checksum = record_checksums.VERSION in value
         content = record_checksums.add_checksum(value) if has_checksum else value

@@ -9,6 +9,7 @@ The files of a run:
         metrics.jsonl     one line per log step: attempt, step, tokens, flops, loss, ...
         evals.jsonl       one line per evaluation: attempt, step, loss, bits_per_byte, ...
         heldout.npz       loss sums per document of the last evaluation
+        tasks.npz         points of each task example, see items/task_items.py
         events.jsonl      one line per event, see log_event
         tokenizer.json    the tokenizer; absent for bytes
         checkpoints/      weights and optimizer state

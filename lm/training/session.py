@@ -309,7 +309,7 @@ class TrainingSession:
                 row |= heldout.evaluate_heldout(*arguments)
             if self.evaluations.are_tasks_due(self.done):
                 row |= task_eval.evaluate_columns(
-                    run, self.mesh, score, params, self.text, self.tasks, on_progress
+                    run, self.mesh, score, params, self.text, self.tasks, on_progress, self.writer
                 )
         self.evaluations.rows[self.done] = row = {"attempt": self.attempt, "step": self.done} | row
         self.writer.append("evals.jsonl", row)

@@ -131,6 +131,34 @@ def test_keystrokes_need_the_prediction_of_a_word_end(built, tmp_path, following
     assert metrics["accuracy"]["value"] == 1
 
 
+def test_points_of_the_examples_are_collected(built, tmp_path):
+    """Questions of one passage share a document. The mean of the points is the accuracy."""
+    run, program, _ = built
+    passages = ["The first passage of the set. " * 6, "A second one. " * 12]
+    rows = [
+        {"context": f"{passage}\nQuestion {i}:", "continuation": " yes"}
+        for i, passage in enumerate([passages[0], passages[0], passages[1]])
+    ]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def score(params, batch):
+        targets_BT = np.asarray(batch["tokens"])[:, 1:]
+        return np.full(targets_BT.shape, 0.1), targets_BT
+
+    task_list = [tasks.load_task(f"file:{tmp_path}"), tasks.load_task("copy?length=2&n=5")]
+    details = task_eval.TaskDetails()
+    arguments = program.mesh, score, {}, tokenizers.ByteTokenizer(), task_list, details
+    results = task_eval.evaluate_tasks(run, *arguments)
+    assert [item.task for item in details.items] == [task.name for task in task_list]
+    for item in details.items:
+        assert item.accuracy == results[item.task]["accuracy"]["value"] == 1
+    assert sorted(np.bincount(details.items[0].documents)) == [1, 2]
+    assert details.items[1].documents.tolist() == [0, 1, 2, 3, 4]
+    again = task_eval.TaskDetails()
+    task_eval.evaluate_tasks(run, *arguments[:-1], again)
+    assert [i.digest for i in again.items] == [i.digest for i in details.items]
+
+
 def test_too_long_examples_are_counted_or_rejected(built, tmp_path):
     run, program, params = built
     rows = ['{"context": "q", "continuation": "a"}']
@@ -168,10 +196,11 @@ def test_task_eval_and_scoring_agree(built):
 def test_generate_adds_metrics_of_generated_answers(built):
     run, program, params = built
     task = tasks.load_task("copy?length=2&n=4&generate=1")
-    answers = []
+    details = task_eval.TaskDetails()
     results = task_eval.evaluate_tasks(
-        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task], answers
+        run, program.mesh, program.score, params, tokenizers.ByteTokenizer(), [task], details
     )
+    answers = details.answers
     assert [answer["prompt"] for answer in answers] == [e.prompts[0] for e in task.examples]
     assert [[a["references"][0] + "\n"] for a in answers] == [[*e.answers] for e in task.examples]
     metrics = {name: numbers["value"] for name, numbers in results[task.name].items()}

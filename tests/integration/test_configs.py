@@ -67,6 +67,27 @@ def test_ablations_have_equal_parameter_counts():
     assert list(n.values()) == pytest.approx([n["ablations/base-0"]] * len(n), rel=0.02)
 
 
+def test_recipes_have_pairs_of_equal_parameters_or_flops():
+    from configs.sweeps import recipes
+    from lm.config import flops
+
+    facts = {
+        name: [flops.run_facts(run) for run in recipes.get_sweep(name)] for name in recipes.CHANGES
+    }
+    for first, second, column in (
+        ("deep", "wide", "params.non_embedding"),
+        ("base", "tied", "params.non_embedding"),
+        ("base", "no_qk_norm", "params.non_embedding"),
+        ("base", "experts", "flops"),
+    ):
+        values = [[row[column] for row in facts[name]] for name in (first, second)]
+        assert values[0] == pytest.approx(values[1], rel=0.02)
+        tokens = [[row["tokens"] for row in facts[name]] for name in (first, second)]
+        assert tokens[0] == tokens[1]
+    with pytest.raises(ValueError, match="recipe 'adam' must be one of base"):
+        list(recipes.get_sweep("adam"))
+
+
 def test_epochs_runs_repeat_all_of_their_text():
     from configs.sweeps import epochs
     from lm.config import model_sizes

@@ -12,6 +12,7 @@ from scipy import stats
 from lm.data import heldout_documents
 from lm.reports import paired_errors, transfer_analysis
 from lm.runs import records
+from lm.runs.items import array_files
 
 N_DOCUMENTS = 300
 SOURCES = ("text:a/*", "code")
@@ -125,7 +126,7 @@ def test_size_of_an_array_is_checked_before_it_is_read(runs, monkeypatch, conten
     path = f"{runs[0]['dir']}/heldout.npz"
     with open(path, "wb") as npz:
         npz.write(file.getvalue())
-    monkeypatch.setattr(paired_errors, "MAX_BYTES", 1 << 16)
+    monkeypatch.setattr(array_files, "MAX_BYTES", 1 << 16)
     with pytest.warns(UserWarning, match=r"heldout.npz is damaged and not used \(ValueError\)"):
         assert paired_errors.load_document_sums(runs[0]) == {}
 

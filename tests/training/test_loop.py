@@ -15,6 +15,7 @@ from lm.data import dataset, tokenizers
 from lm.evaluation import heldout, task_eval
 from lm.parallel import mesh
 from lm.runs import json_files, records, task_results
+from lm.runs.items import task_items
 from lm.sweeps import launcher
 from lm.training import (
     checkpoints,
@@ -291,6 +292,9 @@ def test_failed_last_evaluation_loses_no_step(tiny, monkeypatch):
     assert not reported and losses(tiny) == losses(undisturbed)
     rows = [records.load_evals(records.run_dir(run)) for run in (tiny, undisturbed)]
     assert [row | {"attempt": 0} for row in rows[0]] == [row | {"attempt": 0} for row in rows[1]]
+    for run, ((row,),) in zip((tiny, undisturbed), zip(rows, strict=True), strict=True):
+        (items,) = task_items.load_items(row | {"dir": str(records.run_dir(run))}).values()
+        assert len(items.points) == 8
     facts = [records.read_facts(records.run_dir(run)) for run in (tiny, undisturbed)]
     assert facts[0]["status"] == "done" and facts[0]["tokens"] == facts[1]["tokens"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm.laws import fit, option_validation
-from lm.laws.design import run_cost
+from lm.laws.design import measurement_design, run_cost
 
 # `profile` needs the option `fixed`, which only these laws have.
 PROFILED_LAWS = ("power", "chinchilla", "overtrained", "data_constrained")
@@ -205,7 +205,7 @@ def advise(
     price = cost or run_cost.cost_of_rows(law_fit)
     at_target = law_fit.points([target] if np.isscalar(target) else _in_order(law_fit, target))
     points, flops = _affordable_points(law_fit, budget, n_runs, at_target, candidates, price)
-    design = _Design.of_fit(law_fit, at_target, points)
+    design = measurement_design.MeasurementDesign.of_fit(law_fit, at_target, points)
     reductions = design.reductions()
     ranks = np.where(reductions >= min_gain * reductions.max(), reductions / flops, -1 / flops)
     order = np.argsort(-ranks, kind="stable")
@@ -309,52 +309,9 @@ def _default_candidates(law_fit: fit.Fit) -> np.ndarray:
     return points[:, is_in_range]
 
 
-@dataclass
-class _Design:
-    """Covariances of the law at m candidates and at the target, given chosen measurements."""
-
-    covariance: np.ndarray  # of the candidates, [m, m]
-    with_target: np.ndarray  # covariance of each candidate with the target, [m]
-    variance: float  # at the target
-    noise: np.ndarray  # variance of a measurement of each candidate, [m]
-
-    @classmethod
-    def of_fit(cls, law_fit: fit.Fit, target: list[np.ndarray], points: np.ndarray) -> "_Design":
-        """Return the covariances of the logs of a law over its ensemble."""
-        params: dict[str, Any] = dict(law_fit.params)
-        params |= {name: draws[:, None] for name, draws in law_fit.ensemble.items()}
-        values = [
-            np.asarray(law_fit.values(params, *(np.atleast_1d(v)[None] for v in inputs)), float)
-            for inputs in (target, points)
-        ]
-        t, u = (np.log(np.maximum(v, 1e-300)) for v in values)
-        # The spread of the draws includes the uncertainty of sigma, so the noise does too.
-        sigma = law_fit.sigma if law_fit.sigmas is None else np.sqrt((law_fit.sigmas**2).mean())
-        sigma = sigma / (np.exp(u.mean(0)) if law_fit.additive_noise else 1.0)
-        noise = np.broadcast_to(np.nan_to_num(sigma) ** 2 + 1e-300, u.shape[1])
-        t, u = t.ravel() - t.mean(), u - u.mean(0)
-        return cls(u.T @ u / len(t), u.T @ t / len(t), float((t**2).mean()), noise)
-
-    def reductions(self) -> np.ndarray:
-        """Return the variance at the target that a measurement of each candidate removes, [m]."""
-        return self.with_target**2 / (np.diag(self.covariance) + self.noise)
-
-    def after(self, chosen: Sequence[int]) -> "_Design":
-        """Return the covariances given measurements of the chosen candidates."""
-        design = self
-        for i in chosen:
-            column, slope = design.covariance[:, i], design.with_target[i]
-            total = column[i] + design.noise[i]
-            design = _Design(
-                design.covariance - np.outer(column, column) / total,
-                design.with_target - column * slope / total,
-                float(design.variance - slope**2 / total),
-                design.noise,
-            )
-        return design
-
-
-def _choose_runs(design: _Design, flops: np.ndarray, n_runs: int, budget: float) -> list[int]:
+def _choose_runs(
+    design: measurement_design.MeasurementDesign, flops: np.ndarray, n_runs: int, budget: float
+) -> list[int]:
     """Return the indices of runs within the budget, the best of several searches.
 
     Each search starts from a different split of the budget over the runs.
@@ -369,7 +326,11 @@ def _choose_runs(design: _Design, flops: np.ndarray, n_runs: int, budget: float)
 
 
 def _choose_greedily(
-    design: _Design, flops: np.ndarray, n_runs: int, limit: float, share: float
+    design: measurement_design.MeasurementDesign,
+    flops: np.ndarray,
+    n_runs: int,
+    limit: float,
+    share: float,
 ) -> list[int]:
     """Return runs chosen one after another, each within a share of the remaining budget."""
     chosen: list[int] = []
@@ -382,7 +343,7 @@ def _choose_greedily(
 
 
 def _exchange_runs(
-    design: _Design, flops: np.ndarray, chosen: list[int], limit: float
+    design: measurement_design.MeasurementDesign, flops: np.ndarray, chosen: list[int], limit: float
 ) -> list[int]:
     """Exchange single runs for better candidates until no exchange reduces the variance."""
     chosen = list(chosen)

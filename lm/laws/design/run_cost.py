@@ -1,4 +1,4 @@
-"""Cost of a run in FLOPs as a function of the inputs of a law, from the rows of its fit."""
+"""Cost of a run in FLOPs from the rows of a fit, and its seconds from those of finished runs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -83,3 +83,22 @@ def price_points(price: Callable[..., Any], points: np.ndarray) -> np.ndarray:
     if not (np.isfinite(flops) & (flops > 0)).all():
         raise ValueError(f"cost= has returned numbers that are not positive: {remedy}")
     return flops
+
+
+def calibrate_seconds(
+    estimates: np.ndarray, measured_estimates: np.ndarray, measured: np.ndarray
+) -> np.ndarray:
+    """Return estimated seconds that are corrected by the measured seconds of finished runs.
+
+    estimates: of the candidates. measured_estimates, measured: estimated and measured seconds of
+    each finished run. The log ratio of both is interpolated in the log of the estimate. Beyond the
+    finished runs, it has the value of the nearest one. Without finished runs, nothing is corrected.
+    """
+    if not len(measured):
+        return np.asarray(estimates, float)
+    known = np.log(np.asarray(measured_estimates, float))
+    ratios = np.log(np.asarray(measured, float)) - known
+    positions = np.unique(known)
+    means = [ratios[known == position].mean() for position in positions]
+    log_estimates = np.log(np.asarray(estimates, float))
+    return np.exp(log_estimates + np.interp(log_estimates, positions, means))

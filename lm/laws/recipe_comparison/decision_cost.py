@@ -88,27 +88,27 @@ def plan_decision(comparison: recipe_verdict.RecipeComparison) -> DecisionPlan:
     if comparison.verdict != "undecided":
         return DecisionPlan({}, 0.0, unit)
     fitted, floor = comparison.fitted, comparison.fitted.best
-    line = fitted.difference_line
+    line, effects = fitted.difference_line, multiplier.line_effects(fitted)
     exponent = float(fitted.exponents_a()[floor])
     variance = line.squares[floor] / line.n_spare / exponent**2
-    information = np.linalg.inv(line.covariances[floor])
+    covariance = line.covariances[floor]
     n_spare, counts, cost = line.n_spare, Counter(), 0.0
     question = 1 if comparison.is_different else 0
     first: SizeOption | None = None
+    rows = np.array([[1.0, -option.position] for option in options])
+    weights = np.array([option.weight for option in options])
+    costs = np.array([option.cost for option in options])
     for _ in range(MAX_PAIRS):
-        decreases_per_cost = []
-        for option in options:
-            row = np.array([1.0, -option.position])
-            after = np.linalg.inv(information + option.weight * np.outer(row, row))
-            decrease = np.linalg.inv(information)[question, question] - after[question, question]
-            decreases_per_cost.append(decrease / option.cost)
-        chosen = options[int(np.argmax(decreases_per_cost))]
+        columns = covariance @ rows.T
+        # A pair with the row r and the weight w subtracts c c' / (1 / w + r' c), with c = cov r.
+        totals = 1 / weights + (rows.T * columns).sum(0)
+        decreases_per_cost = columns[question] ** 2 / totals / costs
+        best = int(np.argmax(decreases_per_cost))
         first = first or options[int(np.argmax(decreases_per_cost[:-1]))]
-        row = np.array([1.0, -chosen.position])
-        information = information + chosen.weight * np.outer(row, row)
-        n_spare, cost = n_spare + 1, cost + chosen.cost
-        counts[chosen.name] += 1
-        if _is_decided(comparison, np.linalg.inv(information), variance, n_spare):
+        covariance = covariance - np.outer(columns[:, best], columns[:, best]) / totals[best]
+        n_spare, cost = n_spare + 1, cost + options[best].cost
+        counts[options[best].name] += 1
+        if _is_decided(comparison, effects, covariance, variance, n_spare):
             ordered = {o.name: counts[o.name] for o in options if counts[o.name]}
             return DecisionPlan(ordered, cost, unit, "", first.name, first.cost)
     assert first is not None, "MAX_PAIRS is above 0"
@@ -119,14 +119,18 @@ def plan_decision(comparison: recipe_verdict.RecipeComparison) -> DecisionPlan:
 
 def _is_decided(
     comparison: recipe_verdict.RecipeComparison,
+    effects: tuple[multiplier.Effect, multiplier.Effect],
     covariance: np.ndarray,
     variance: float,
     n_spare: int,
 ) -> bool:
-    """Return True if the expected intervals with this covariance decide the comparison."""
+    """Return True if the expected intervals with this covariance decide the comparison.
+
+    effects: of multiplier.line_effects.
+    """
     options = comparison.options
     error = recipe_verdict.TEST_SHARE * options.error / options.n_candidates
-    average, slope = multiplier.line_effects(comparison.fitted)
+    average, slope = effects
     spreads = []
     for effect, unit in ((average, covariance[0, 0]), (slope, covariance[1, 1])):
         critical = anytime_valid_tests.critical_value(error, n_spare, 1 / unit, options.is_anytime)

@@ -2,6 +2,7 @@
 
     path = comparison_record.write_record(report, "runs/compare", {"A": "runs/a", "B": "runs/b"})
     links = comparison_record.verify_record("runs/compare")
+    rows = comparison_record.summarize_records("runs/verdicts")    # of several comparisons
 
 The record contains the numbers, the options, the hashes of all paired runs, and the code. The
 comparison is deterministic, so the verification repeats it from the records of the runs.
@@ -53,6 +54,36 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if not all(isinstance(record["sources"].get(side), str) for side in "AB"):
         raise ValueError(f"{file} does not name the sweeps A and B: delete it and compare again")
     return record
+
+
+def summarize_records(folder: str | Path) -> list[dict[str, Any]]:
+    """Return a row per comparison.json below a folder, sorted by the name of its folder.
+
+    The columns are name, A, B, verdict, better, m with its interval lo and hi in the middle of the
+    ladder, the factor of m per decade of cost, the probabilities that B is better at 10 and 100
+    times the largest run, and the number of pairs. Raises ValueError for a damaged record.
+    """
+    rows = []
+    for file in sorted(filesystem.find_files(filesystem.open_path(folder), FILE)):
+        record = read_record(file.parent)
+        result = record["result"]
+        average = result["average"][result["cost"]]
+        probabilities = result["probability_b_is_better"]
+        rows.append(
+            {
+                "name": file.parent.name,
+                **record["sources"],
+                "verdict": result["verdict"],
+                "better": result["better"],
+                "m": average["value"],
+                "lo": average["lo"],
+                "hi": average["hi"],
+                "m per decade": 10 ** result["slope"]["value"],
+                **{f"P(B) at {factor}x": p for factor, p in probabilities.items()},
+                "pairs": sum(size["n_pairs"] for size in result["sizes"]),
+            }
+        )
+    return rows
 
 
 def record_sha256(folder: str | Path) -> str:
@@ -113,9 +144,12 @@ def _repeat_comparison(record: Mapping) -> recipe_report.RecipeReport:
 
 
 def _changed_numbers(stored: Any, repeated: Any, name: str = "") -> Iterator[str]:
-    """Yield the names of entries whose values differ by more than TOLERANCE."""
+    """Yield the names of entries whose values differ by more than TOLERANCE.
+
+    Entries that only the repetition has are new in this version.
+    """
     if isinstance(stored, Mapping) and isinstance(repeated, Mapping):
-        for key in sorted({*map(str, stored), *map(str, repeated)}):
+        for key in sorted(map(str, stored)):
             yield from _changed_numbers(stored.get(key), repeated.get(key), f"{name}.{key}")
     elif isinstance(stored, list) and isinstance(repeated, list) and len(stored) == len(repeated):
         for i, (first, second) in enumerate(zip(stored, repeated, strict=True)):

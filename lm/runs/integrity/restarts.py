@@ -44,7 +44,8 @@ def last_attempt(folder: Path) -> int:
 
 
 def void_rows(folder: Path, attempt: int, step: int, run_id: str) -> None:
-    """Append a row that voids the rows of earlier attempts after a step, and remove heldout.npz.
+    """Append a row that voids the rows of earlier attempts after a step, and remove the arrays of
+    the last evaluation.
 
     step: step of the restored weights. Files without such rows do not change.
     """
@@ -55,4 +56,5 @@ def void_rows(folder: Path, attempt: int, step: int, run_id: str) -> None:
             line = record_checksums.add_line_checksum(json_files.to_json(row), run_id)
             filesystem.append_line(folder / name, line)
             if name == "evals.jsonl":
-                (folder / "heldout.npz").unlink(missing_ok=True)
+                for arrays in ("heldout.npz", "tasks.npz"):
+                    (folder / arrays).unlink(missing_ok=True)

@@ -33,6 +33,9 @@ def test_record_of_a_comparison_is_verified_and_detects_changes(sweeps, tmp_path
     links = comparison_record.verify_record(folder)
     assert {link.status for link in links} == {prediction_chain.VERIFIED}
     assert len(links) == 2 * len(made_up_sweep.SIZES) + 1
+    (row,) = comparison_record.summarize_records(tmp_path)
+    expected = report.comparison.average["flops"].value, len(made_up_sweep.SIZES), sweeps["B"]
+    assert (row["m"], row["pairs"], row["B"]) == expected and row["better"] == "B"
     # A changed number of the record, and then a changed run.
     record = json_files.read_record(folder / "comparison.json")
     record["result"]["average"]["flops"]["value"] *= 1.01

@@ -1,0 +1,1 @@
+"""Ladders whose runs are chosen one after another, and the limits of a search."""
