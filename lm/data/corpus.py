@@ -177,7 +177,11 @@ def _prepare_source(
         staging.upload(plan.data, plan.folder)
     except (OSError, sqlite3.Error) as error:
         raise staging.unwritable_cache(plan.data, error) from None
-    return dataclasses.replace(manifest, folder=str(plan.folder))
+    return dataclasses.replace(
+        manifest,
+        folder=str(plan.folder),
+        remote_folder=staging.remote_folder(plan.data, plan.folder),
+    )
 
 
 def _open_prepared(
@@ -190,11 +194,13 @@ def _open_prepared(
     if not plan.folder.exists():
         return None
     manifest = corpus_manifest.read_manifest(plan.folder)
+    manifest.remote_folder = staging.remote_folder(plan.data, plan.folder)
     corpus_manifest.verify_values(manifest, plan.expected_values(tokenizer))
     corpus_manifest.verify_tokenizer_files(manifest, tokenizer)
     corpus_manifest.verify_files(manifest, verify_all)
-    if plan.data.drop_near_duplicates and not (plan.folder / "seen.sqlite").exists():
-        raise block_checksums.DamagedText(f"{plan.folder / 'seen.sqlite'} is missing")
+    if plan.data.drop_near_duplicates and not manifest.remote_folder:
+        if not (plan.folder / staging.HASHES_FILE).exists():
+            raise block_checksums.DamagedText(f"{plan.folder / staging.HASHES_FILE} is missing")
     if not manifest.checksums:
         is_lossless = plan.data.tokenizer.partition(":")[0] in ("bytes", "bpe")
         corpus_manifest.verify_counts(manifest, tokenizer, is_lossless)
@@ -232,6 +238,7 @@ def _repair(
         manifest = _write_corpus(plan, tokenizer, report, workers)
     except ValueError as error:
         raise ValueError(f"{damage}, and the text cannot be prepared again: {error}") from None
+    staging.discard_remote(plan.data, plan.folder)
     if old_hash not in ("", manifest.hash):
         problem = f"has other documents now: hash {manifest.hash[:12]} instead of {old_hash[:12]}"
         print(f"warning: {plan.source} {problem}", file=sys.stderr, flush=True)
@@ -252,7 +259,10 @@ def _write_corpus(
     if plan.blocked_ngrams:
         read = functools.partial(_read_documents, data=plan.data)
         blocked_ngrams.write_blocked_ngrams(plan.blocked_ngrams, plan.data, read, workers)
-    earlier_paths = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier_manifests]
+    earlier_paths = [
+        staging.fetch_hashes(plan.data, Path(manifest.folder))
+        for manifest in plan.earlier_manifests
+    ]
     with staging.StagedCorpus(
         plan.folder.parent, plan.staging_name, fingerprints, earlier_paths
     ) as staged:
@@ -348,7 +358,8 @@ def _finish(
         omitted_files=documents.omitted_files(plan.source),
     )
     if not plan.data.drop_near_duplicates:
-        (staged.folder / "seen.sqlite").unlink()  # only needed for duplicates in other sources
+        # Only a comparison with other sources needs the hashes.
+        (staged.folder / staging.HASHES_FILE).unlink()
     return corpus_manifest.write_manifest(staged.folder, manifest)
 
 

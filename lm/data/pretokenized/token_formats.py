@@ -12,16 +12,15 @@ llmc        X.bin with a header of 1 kB     uint16 or uint32          -
 raw         X.bin, such as of nanoGPT       uint16, or ?dtype=TYPE    -
 
 All numbers are little-endian. The files of a source are found by their suffix, and the format by
-the neighbors and the first bytes of a file.
+the neighbors and the first bytes of a file. Files may be in object storage: see storage/.
 """
 
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
 
 from lm.data.sources import source_files, uri
+from lm.data.storage import byte_ranges, remote_path
 
 SUFFIXES = {".ds", ".bin"}
 DTYPES = ("uint8", "uint16", "uint32", "int32")
@@ -41,17 +40,18 @@ class TokenLayout:
     document, ascending int64, or None if the format does not record documents.
     """
 
-    path: Path
+    path: remote_path.AnyPath
     first_byte: int
     dtype: str
     n_tokens: int
     document_ends: np.ndarray | None = None
 
-    def tokens(self) -> np.ndarray:
-        """Return the token ids [n_tokens], mapped into memory."""
-        if not self.n_tokens:  # an empty file cannot be mapped
-            return np.zeros(0, self.dtype)
-        return np.memmap(self.path, self.dtype, "r", self.first_byte, (self.n_tokens,))
+    def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the token ids start to stop - 1; stop=None is the end of the file."""
+        stop, width = self.n_tokens if stop is None else stop, np.dtype(self.dtype).itemsize
+        first, last = (self.first_byte + position * width for position in (start, stop))
+        chunks = byte_ranges.stream_chunks(self.path, remote_path.READ_BYTES, first, last)
+        return np.frombuffer(b"".join(chunks), self.dtype)
 
 
 def list_token_files(argument: str) -> source_files.SourceFiles:
@@ -78,7 +78,7 @@ def read_layouts(argument: str) -> list[TokenLayout]:
     return [read_layout(path, dtype) for path in paths]
 
 
-def read_layout(path: Path, dtype: str = "") -> TokenLayout:
+def read_layout(path: remote_path.AnyPath, dtype: str = "") -> TokenLayout:
     """Return the layout of a token file.
 
     dtype: type of the tokens for formats that do not record it; "" is uint16. Raises ValueError if
@@ -95,24 +95,34 @@ def read_layout(path: Path, dtype: str = "") -> TokenLayout:
         source_files.raise_unreadable(error)
 
 
+def _read_content(path: remote_path.AnyPath) -> np.ndarray:
+    """Return the bytes of an index, uint8. A local file is mapped into memory."""
+    if isinstance(path, remote_path.RemotePath):
+        return np.frombuffer(path.read_bytes(), np.uint8)
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+
+
 def _parse(argument: str) -> tuple[str, str]:
     name, values = uri.parse_uri(argument, FIELDS, "tokens:")
     return name, values.get("dtype", "")
 
 
-def _neighbor(path: Path) -> Path | None:
+def _neighbor(path: remote_path.AnyPath) -> remote_path.AnyPath | None:
     """Return the index file beside a token file, None without one."""
-    index = Path(f"{path}.index") if path.suffix == ".ds" else path.with_suffix(".idx")
+    is_datatrove = path.suffix == ".ds"
+    index = path.parent / f"{path.name}.index" if is_datatrove else path.with_suffix(".idx")
     return index if index.exists() else None
 
 
-def _read_datatrove(path: Path, index: Path | None, dtype: str) -> TokenLayout:
+def _read_datatrove(
+    path: remote_path.AnyPath, index: remote_path.AnyPath | None, dtype: str
+) -> TokenLayout:
     """Return the layout of a .ds file. The index gives the width of a token."""
     n_bytes = path.stat().st_size
     if index is None:
         return _read_raw(path, dtype)
     n_index_bytes = index.stat().st_size
-    ends = np.fromfile(index, "<u8").astype(np.int64)
+    ends = np.frombuffer(index.read_bytes()[: n_index_bytes // 8 * 8], "<u8").astype(np.int64)
     n_tokens = int(ends[-1]) if len(ends) else 0
     width = n_bytes // n_tokens if n_tokens else 2
     is_ascending = bool((np.diff(ends, prepend=0) >= 0).all())
@@ -124,7 +134,7 @@ def _read_datatrove(path: Path, index: Path | None, dtype: str) -> TokenLayout:
     return TokenLayout(path, 0, f"uint{8 * width}", n_tokens, ends)
 
 
-def _read_megatron(path: Path, index: Path) -> TokenLayout:
+def _read_megatron(path: remote_path.AnyPath, index: remote_path.AnyPath) -> TokenLayout:
     """Return the layout of a .bin file of Megatron from its .idx file.
 
     The index has a magic of 9 bytes, version (uint64), code of the type (uint8), number of
@@ -138,7 +148,7 @@ def _read_megatron(path: Path, index: Path) -> TokenLayout:
         ]
     )
     remedy, n_index_bytes = "copy both files again", index.stat().st_size
-    content = np.memmap(index, np.uint8, "r") if n_index_bytes else np.zeros(0, np.uint8)
+    content = _read_content(index)
     if n_index_bytes < header.itemsize or content[:9].tobytes() != MEGATRON_MAGIC:
         raise ValueError(f"{index}: is not an index of Megatron (MMIDIDX): {remedy}")
     values = np.frombuffer(content, header, 1)[0]
@@ -165,9 +175,9 @@ def _read_megatron(path: Path, index: Path) -> TokenLayout:
     return TokenLayout(path, 0, dtype, n_tokens, np.unique(stops[limits[limits > 0]]))
 
 
-def _read_bin(path: Path, dtype: str) -> TokenLayout:
+def _read_bin(path: remote_path.AnyPath, dtype: str) -> TokenLayout:
     """Return the layout of a .bin file without an index: llm.c if it has its header, else raw."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         header = np.frombuffer(file.read(4 * LLMC_HEADER).ljust(4 * LLMC_HEADER, b"\0"), "<i4")
     magic, _, n_tokens = (int(number) for number in header[:3])
     if magic not in LLMC_DTYPES or header[3:].any():
@@ -181,10 +191,10 @@ def _read_bin(path: Path, dtype: str) -> TokenLayout:
     return TokenLayout(path, 4 * LLMC_HEADER, dtype, n_tokens)
 
 
-def _read_raw(path: Path, dtype: str) -> TokenLayout:
+def _read_raw(path: remote_path.AnyPath, dtype: str) -> TokenLayout:
     """Return the layout of a file of tokens only."""
     dtype = dtype or "uint16"
-    n_bytes, width = os.stat(path).st_size, np.dtype(dtype).itemsize
+    n_bytes, width = path.stat().st_size, np.dtype(dtype).itemsize
     if n_bytes % width:
         raise ValueError(
             f"{path}: {n_bytes:,} bytes are not a whole number of tokens of type {dtype}: choose"

@@ -20,8 +20,10 @@ The documents of a source have a fixed order. Supported URIs:
     tokens:PATH[?dtype=TYPE]                         token files of datatrove, Megatron, llm.c and
                              nanoGPT, read without copying: see pretokenized/token_formats.py
 
-A PATH is a file, a folder or a glob with **, and {a,b}. Text and JSON may be compressed by gzip,
-zstd, bzip2 or xz, and is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+A PATH is a file, a folder or a glob with **, and {a,b}. It may be an address of object storage:
+gs://, s3:// or hf://datasets/OWNER/NAME/..., see storage/remote_path.py. Text and JSON may be
+compressed by gzip, zstd, bzip2 or xz, and is in UTF-8, or in UTF-16 or UTF-32 with a byte order
+mark.
 
 A new kind of source needs a reader function in this file and a row in USAGE and READERS. A source
 of files also needs a row in FILES, so that a changed file is prepared again.
@@ -49,6 +51,7 @@ from lm.data.sources import (
     tfds,
     uri,
 )
+from lm.data.storage import remote_path
 
 Document = readers.Document
 UNREAD_REASONS = ("broken", "empty")  # records without usable text
@@ -134,8 +137,8 @@ def source_fingerprint(source: str) -> list:
     if prefix not in FILES:
         # Generated text depends only on the source name. Streamed text is assumed not to change.
         return [source]
-    stats = [(path, path.stat()) for path in FILES[prefix](argument).paths]
-    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    paths = FILES[prefix](argument).paths
+    return [(str(path), *remote_path.content_version(path)) for path in paths]
 
 
 def omitted_files(source: str) -> dict[str, int]:
