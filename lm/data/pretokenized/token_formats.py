@@ -10,6 +10,7 @@ datatrove   X.ds and X.ds.index             uint16 or uint32          ends in th
 megatron    X.bin and X.idx                 named in the index        lengths in the index
 llmc        X.bin with a header of 1 kB     uint16 or uint32          -
 raw         X.bin, such as of nanoGPT       uint16, or ?dtype=TYPE    -
+datasets    X.arrow of save_to_disk         of the column ?field=     rows
 
 All numbers are little-endian. The files of a source are found by their suffix, and the format by
 the neighbors and the first bytes of a file. Files may be in object storage: see storage/.
@@ -19,22 +20,24 @@ import dataclasses
 
 import numpy as np
 
+from lm.data.pretokenized import arrow_tokens
 from lm.data.sources import source_files, uri
 from lm.data.storage import byte_ranges, remote_path
 
-SUFFIXES = {".ds", ".bin"}
+SUFFIXES = {".ds", ".bin", ".arrow"}
+INFO_FILES = (".idx", ".index", ".json")  # files beside token files that describe them
 DTYPES = ("uint8", "uint16", "uint32", "int32")
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 # Codes of the types in an index of Megatron. Types with a fraction or 8 bytes are not supported.
 MEGATRON_DTYPES = {1: "uint8", 4: "int32", 8: "uint16"}
 LLMC_HEADER = 256  # int32 numbers before the tokens: magic, version, number of tokens, zeros
 LLMC_DTYPES = {20240520: "uint16", 20240801: "uint32"}  # magic -> type
-FIELDS = {"dtype": uri.choice(DTYPES)}
+FIELDS = {"dtype": uri.choice(DTYPES), "field": uri.text("the name of a column")}
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """Place and type of the tokens in a file.
+    """Place and type of consecutive tokens in a file, which may have several such parts.
 
     first_byte: bytes before the tokens. document_ends: position after the last token of each
     document, ascending int64, or None if the format does not record documents.
@@ -57,25 +60,33 @@ class TokenLayout:
 def list_token_files(argument: str) -> source_files.SourceFiles:
     """Return the token files of the argument of a source, with the index files beside them.
 
-    argument: PATH[?dtype=TYPE], where PATH is a file, a folder or a glob. Raises ValueError if
-    there is no token file.
+    argument: PATH[?dtype=TYPE&field=COLUMN], where PATH is a file, a folder or a glob. Raises
+    ValueError if there is no token file.
     """
-    files = source_files.list_files("tokens", _parse(argument)[0], SUFFIXES)
-    omitted = {name: n for name, n in files.omitted.items() if name not in (".idx", ".index")}
+    files = source_files.list_files("tokens", uri.split_uri(argument)[0], SUFFIXES)
+    omitted = {name: n for name, n in files.omitted.items() if name not in INFO_FILES}
     paths = [path for path in files.paths if path.suffix in SUFFIXES]
     if n_compressed := len(files.paths) - len(paths):
         omitted["compressed"] = n_compressed
     if not paths:
-        raise ValueError(f"tokens:{argument}: no file has the suffix .bin or .ds: correct the path")
+        known = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"tokens:{argument}: no file has a suffix of {known}: correct the path")
+    paths = arrow_tokens.select_arrow_files(paths, omitted)
     neighbors = [neighbor for path in paths if (neighbor := _neighbor(path)) is not None]
     return source_files.SourceFiles([*paths, *neighbors], omitted)
 
 
 def read_layouts(argument: str) -> list[TokenLayout]:
-    """Return the layout of each token file of a source. Raises ValueError for a damaged file."""
-    dtype = _parse(argument)[1]
-    paths = [path for path in list_token_files(argument).paths if path.suffix in SUFFIXES]
-    return [read_layout(path, dtype) for path in paths]
+    """Return the layouts of the token files of a source. Raises ValueError for a damaged file."""
+    values = uri.parse_uri(argument, FIELDS, "tokens:").values
+    layouts: list[TokenLayout] = []
+    for path in list_token_files(argument).paths:
+        if path.suffix == ".arrow":
+            batches = arrow_tokens.read_arrow_tokens(path, values.get("field", ""))
+            layouts += [TokenLayout(path, *batch) for batch in batches]
+        elif path.suffix in SUFFIXES:
+            layouts.append(read_layout(path, values.get("dtype", "")))
+    return layouts
 
 
 def read_layout(path: remote_path.AnyPath, dtype: str = "") -> TokenLayout:
@@ -102,14 +113,11 @@ def _read_content(path: remote_path.AnyPath) -> np.ndarray:
     return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
 
 
-def _parse(argument: str) -> tuple[str, str]:
-    name, values = uri.parse_uri(argument, FIELDS, "tokens:")
-    return name, values.get("dtype", "")
-
-
 def _neighbor(path: remote_path.AnyPath) -> remote_path.AnyPath | None:
     """Return the index file beside a token file, None without one."""
     is_datatrove = path.suffix == ".ds"
+    if path.suffix == ".arrow":
+        return None
     index = path.parent / f"{path.name}.index" if is_datatrove else path.with_suffix(".idx")
     return index if index.exists() else None
 

@@ -79,11 +79,12 @@ def describe_tokens(
         n_documents, n_bytes = (sum(counts[name].values()) for name in ("documents", "bytes"))
         report(n_documents, n_bytes, (n_done + n_read) / max(n_all, 1))
 
-    for layout in layouts:
+    for layout, target in zip(layouts, _split_targets(layouts, heldout_fraction), strict=True):
         address = token_address(layout)
-        n_train = _first_heldout_token(layout, tokenizer.end, heldout_fraction)
-        scan = _scan_file(layout, n_train, tokenizer, report_layout)
-        checksums[address] = scan.checksums
+        n_train = _first_heldout_token(layout, tokenizer.end, target)
+        scan = _scan_tokens(layout, n_train, tokenizer, report_layout)
+        if address not in checksums:
+            checksums[address] = scan.checksums or block_checksums.block_checksums(layout.path)
         if not scan.has_ends:
             problem = f"{layout.path.name} has no end token ({tokenizer.end})"
             notes.append(f"{source}: {problem}: all its text is one document")
@@ -118,7 +119,10 @@ def token_address(layout: token_formats.TokenLayout) -> str:
 
 
 class _FileScan(NamedTuple):
-    """Results of reading a token file once. documents and bytes: {split: number}."""
+    """Results of reading the tokens of a layout. documents and bytes: {split: number}.
+
+    checksums: those of the file, [] if the layout is one of several parts of it.
+    """
 
     checksums: list[str]
     documents: dict[str, int]
@@ -126,13 +130,26 @@ class _FileScan(NamedTuple):
     has_ends: bool
 
 
-def _scan_file(
+def _split_targets(layouts: list[token_formats.TokenLayout], heldout_fraction: float) -> list[int]:
+    """Return the requested number of training tokens of each layout, the first ones of its file."""
+    n_tokens: dict[str, int] = {}
+    for layout in layouts:
+        n_tokens[str(layout.path)] = n_tokens.get(str(layout.path), 0) + layout.n_tokens
+    n_left = {path: round(n * (1 - heldout_fraction)) for path, n in n_tokens.items()}
+    targets = []
+    for layout in layouts:
+        targets.append(min(n_left[str(layout.path)], layout.n_tokens))
+        n_left[str(layout.path)] -= targets[-1]
+    return targets
+
+
+def _scan_tokens(
     layout: token_formats.TokenLayout,
     n_train: int,
     tokenizer: tokenizers.Tokenizer,
     report: Callable[[int], None],
 ) -> _FileScan:
-    """Read a token file once: checksums, documents, bytes of text, and validity of all tokens.
+    """Read tokens once: checksums, documents, bytes of text, and validity of all tokens.
 
     n_train: number of training tokens, which are the first ones. report: receives the number of
     tokens that are read. Raises ValueError for a token id outside the vocabulary, and for a
@@ -141,10 +158,13 @@ def _scan_file(
     lengths_V, width = tokenizer.byte_lengths(), np.dtype(layout.dtype).itemsize
     counts = {split: np.zeros(len(lengths_V), np.int64) for split in ("train", "heldout")}
     checksums: list[str] = []
-    position = -layout.first_byte // width  # of the first token of a chunk
+    is_whole_file = layout.path.suffix != ".arrow"
+    first_byte = 0 if is_whole_file else layout.first_byte
+    last_byte = None if is_whole_file else layout.first_byte + layout.n_tokens * width
+    position = (first_byte - layout.first_byte) // width  # of the first token of a chunk
     try:
-        for chunk in byte_ranges.stream_chunks(layout.path, BYTES_PER_READ):
-            checksums += block_checksums.content_checksums(chunk)
+        for chunk in byte_ranges.stream_chunks(layout.path, BYTES_PER_READ, first_byte, last_byte):
+            checksums += block_checksums.content_checksums(chunk) if is_whole_file else []
             skipped = max(-position, 0)  # the header of the file
             ids = np.frombuffer(chunk, layout.dtype, len(chunk) // width - skipped, skipped * width)
             start = max(position, 0)
@@ -197,14 +217,11 @@ def _check_ids(
         )
 
 
-def _first_heldout_token(
-    layout: token_formats.TokenLayout, end: int, heldout_fraction: float
-) -> int:
-    """Return the number of training tokens of a file: up to an end of a document, if there is one.
+def _first_heldout_token(layout: token_formats.TokenLayout, end: int, target: int) -> int:
+    """Return the number of training tokens: up to an end of a document, if there is one.
 
-    The split of a file without a document end near the requested position cuts a document.
+    target: the requested number. Without a document end near it, the split cuts a document.
     """
-    target = round(layout.n_tokens * (1 - heldout_fraction))
     if target in (0, layout.n_tokens):
         return target
     if layout.document_ends is not None:

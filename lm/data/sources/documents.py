@@ -17,8 +17,8 @@ The documents of a source have a fixed order. Supported URIs:
     synthetic:grammar[?words=N&...]                  or of nested phrases: synthetic_languages.py
     chat:PATH[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
     tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of tasks: synthetic_tasks.py
-    tokens:PATH[?dtype=TYPE]                         token files of datatrove, Megatron, llm.c and
-                             nanoGPT, read without copying: see pretokenized/token_formats.py
+    tokens:PATH[?dtype=TYPE&field=COLUMN]            token files of datatrove, Megatron, llm.c,
+                             nanoGPT and datasets, see pretokenized/token_formats.py
 
 A PATH is a file, a folder or a glob with **, and {a,b}. It may be an address of object storage:
 gs://, s3:// or hf://datasets/OWNER/NAME/..., see storage/remote_path.py. Text and JSON may be
@@ -350,7 +350,7 @@ USAGE = {
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
     "chat": "chat:PATH[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
     "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
-    "tokens": "tokens:PATH[?dtype=TYPE]",
+    "tokens": "tokens:PATH[?dtype=TYPE&field=COLUMN]",
 }
 # Prefix -> function of the argument that returns the shards of a source.
 READERS = {
