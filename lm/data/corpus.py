@@ -100,7 +100,7 @@ def prepare_corpus(
     data.on_error="skip", unreadable documents are counted and skipped.
     """
     cache = staging.local_folder(data)
-    fingerprint = functools.cache(documents.source_fingerprint)
+    fingerprint = functools.cache(functools.partial(documents.source_fingerprint, cache=cache))
     temporary_folders.remove_abandoned(cache)
     tokenizer = bpe_training.prepare_tokenizer(data, cache, report)
     manifests: dict[str, corpus_manifest.Manifest] = {}
@@ -351,7 +351,7 @@ def _finish(
         groups=staged.counts["groups"],
         duplicates=staged.duplicates,
         hash=staged.finish(),
-        versions=documents.source_versions(plan.source),
+        versions=documents.source_versions(plan.source, plan.fingerprint),
         dropped=dict(staged.dropped),
         cuts=staged.cut_costs.summary(),
         warning=splits.heldout_warning(plan.source, staged.counts, plan.data.heldout_fraction),
