@@ -56,6 +56,11 @@ class Data:
     drop_near_duplicates: bool = field(
         False, "Drop near-duplicates, Jaccard above about 0.8.", "corpus", hash_name="drop_copies"
     )
+    quality_filters: str = field(
+        "",
+        "Filters of datatrove, comma-separated, such as gopher_quality; empty is off.",
+        "corpus",
+    )
     decontaminate_ngram: int = field(
         0, "Words per n-gram; 0 is no cleaning.", "corpus", ge=0, le=999, hash_name="overlap"
     )

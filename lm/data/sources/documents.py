@@ -56,16 +56,19 @@ UNREAD_REASONS = ("broken", "empty")  # records without usable text
 
 
 def open_source(
-    source: str, on_error: readers.ErrorHandler = readers.raise_error, start: int = 0
+    source: str,
+    on_error: readers.ErrorHandler = readers.raise_error,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[Document]:
-    """Yield all documents of a source from shard `start` on, duplicates included.
+    """Yield all documents of the shards start to stop - 1 of a source, duplicates included.
 
     Newlines are normalized to \\n. `on_error` is called with a one-line message for each input
     that is binary, not UTF-8 or malformed. If it returns, exactly that line, row or piece of text
     is skipped, or the remaining shard if it cannot be read. A record without text gives a document
     without text. Raises ValueError for a missing source, also if `on_error` returns.
     """
-    for number, shard in enumerate(list_shards(source)[start:], start):
+    for number, shard in enumerate(list_shards(source)[start:stop], start):
         yield from _read_part(shard, number, on_error)
 
 
