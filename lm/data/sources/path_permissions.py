@@ -172,7 +172,7 @@ def _source_problem(source: str, permissions: Permissions) -> str:
         name = uri.split_uri(source)[0]
         return "" if permissions.allow_name(name) else name
     if prefix == "tfds":
-        folder = str(tfds.dataset_folder(uri.split_uri(argument)[0]))
+        folder = os.fspath(tfds.dataset_folder(uri.split_uri(argument)[0]))
         return "" if permissions.allow_reading(folder) else folder
     if prefix not in documents.FILES:
         return ""  # built-in and synthetic text, and unknown sources, which are rejected later

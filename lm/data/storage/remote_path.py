@@ -137,6 +137,13 @@ class RemotePath:
         """Delete the object."""
         self._request(lambda: self._file_system.rm_file(self._address))
 
+    def iterdir(self) -> list["RemotePath"]:
+        """Return the objects and folders directly in a folder, sorted; [] without the folder."""
+        if not self.is_dir():
+            return []
+        names = self._request(lambda: self._file_system.ls(self._address, detail=False))
+        return sorted(map(self._of_same_scheme, names), key=str)
+
     def find_files(self) -> list["RemotePath"]:
         """Return all objects below a folder, in the order in which os.walk visits sorted names."""
         names = self._request(lambda: self._file_system.find(self._address))
