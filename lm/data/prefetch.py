@@ -9,7 +9,8 @@ import numpy as np
 from lm.data import packing
 from lm.data.prepared import token_file
 
-MAX_STEPS_AHEAD = 64
+# The number of steps ahead grows, so that the first steps do not wait for the rows of later ones.
+FIRST_STEPS_AHEAD, MAX_STEPS_AHEAD = 8, 64
 MAX_BYTES_AHEAD = 1 << 26  # of the rows that are read ahead
 TOKEN_BYTES = 4  # largest width of a token
 
@@ -52,7 +53,7 @@ class RowReadAhead:
         """
         self._files = {i: rows for i, rows in enumerate(files) if rows.is_remote}
         self._rows_of_step, self._row_bytes = rows_of_step, TOKEN_BYTES * (seq_len + 1)
-        self._steps = range(0)  # steps whose rows were requested
+        self._steps, self._max_steps = range(0), FIRST_STEPS_AHEAD  # requested steps, and its limit
 
     def start(self, step: int, selected: slice | np.ndarray) -> None:
         """Request the rows of a step and of the steps after it.
@@ -63,7 +64,8 @@ class RowReadAhead:
             return
         n_rows, n_selected = self._n_rows(step, selected)
         n_steps = MAX_BYTES_AHEAD // max(n_selected * self._row_bytes, 1)
-        stop = step + 1 + min(max(n_steps, 1), MAX_STEPS_AHEAD)
+        stop = step + 1 + min(max(n_steps, 1), self._max_steps)
+        self._max_steps = min(self._max_steps + 2, MAX_STEPS_AHEAD)
         first = self._steps.stop if step in self._steps else step
         self._steps = range(step, stop)
         for later in range(first, stop):
