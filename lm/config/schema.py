@@ -40,7 +40,9 @@ class Data:
     """
 
     sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source, >= 0.")
-    cache_dir: str = field("data", "Token files; may be gs://BUCKET/FOLDER or s3://.", "execution", "path")
+    cache_dir: str = field(
+        "data", "Token files; may be gs://BUCKET/FOLDER or s3://.", "execution", "path"
+    )
     heldout_fraction: float = field(
         0.05, "Fraction of held-out documents.", ge=0, le=1, hash_name="heldout"
     )

@@ -170,7 +170,9 @@ def _source_problem(source: str, permissions: Permissions) -> str:
     prefix, _, argument = source.partition(":")
     if prefix == "hf":
         name = uri.split_uri(source)[0]
-        return "" if permissions.allow_name(name) else name
+        # A permission of a dataset includes all its revisions.
+        names = (name, name.partition("@")[0])
+        return "" if any(map(permissions.allow_name, names)) else name
     if prefix == "tfds":
         folder = os.fspath(tfds.dataset_folder(uri.split_uri(argument)[0]))
         return "" if permissions.allow_reading(folder) else folder
@@ -178,8 +180,9 @@ def _source_problem(source: str, permissions: Permissions) -> str:
         return ""  # built-in and synthetic text, and unknown sources, which are rejected later
     pattern = argument if prefix == "text" else uri.split_uri(argument)[0]
     if filesystem.is_remote(pattern):
-        # All objects that match a pattern begin with the part before its first glob character.
-        address = _GLOB_CHARACTERS.split(pattern)[0]
+        # All objects that match a pattern are in the last folder before its first glob character.
+        fixed, *globs = _GLOB_CHARACTERS.split(pattern, maxsplit=1)
+        address = fixed.rpartition("/")[0] if globs else fixed
         return "" if permissions.allow_name(address) else address
     folder = _fixed_part(pattern)
     if not permissions.allow_reading(folder):
