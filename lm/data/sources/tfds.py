@@ -74,7 +74,7 @@ def tfds_shards(name: str, field: str) -> list[readers.Shard]:
 
 
 def _remote_shards(
-    name: str, field: str, folder: remote_path.RemotePath, split: str
+    name: str, field: str, folder: remote_path.RemotePath, split: Any
 ) -> list[readers.Shard]:
     """Return one shard per file of a split in object storage."""
     import tensorflow_datasets

@@ -172,6 +172,7 @@ class RemotePath:
 
     def _request(self, call: Callable[[], Result]) -> Result:
         """Return the result of a request. Repeat it after an error of the network."""
+        failure = OSError(errno.EIO, "was not requested", self._address)
         for attempt in range(N_ATTEMPTS):
             try:
                 return call()
