@@ -4,7 +4,7 @@
     uv run python -m experiments.train --config=configs/web.py:100M
 
 Build each data set once on a machine with TensorFlow and Apache Beam, copy its folder, and set
-TFDS_DATA_DIR to the folder of all data sets:
+TFDS_DATA_DIR to the folder of all data sets, which may be in a bucket (gs:// or s3://):
 
     tfds build wikipedia/20230601.en --file_format=array_record --data_dir=my/tfds
 

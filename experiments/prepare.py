@@ -6,6 +6,13 @@ uv run python -m experiments.prepare --sweep=configs/sweeps/quickstart.py
 uv run python -m experiments.prepare --config=configs/base.py --config.data.tokenizer=bpe:512 \\
     --num_workers=2
 uv run python -m experiments.prepare --config=configs/base.py --from_prompts=feedback.jsonl
+uv run python -m experiments.prepare --config=configs/web.py --engine=datatrove --num_workers=16 \\
+    --config.data.quality_filters=gopher_quality,minhash
+
+One machine is enough for about 10^7 documents or 100 GB of text. For more, --engine=datatrove (uv
+sync --extra datatrove) divides a source into tasks for local processes, SLURM or Ray. The result is
+the same corpus. A command whose tasks are submitted to SLURM ends at once; repeat it after their
+end.
 """
 
 import time
@@ -20,6 +27,18 @@ _CONFIG = cli.config_flag()
 _PROMPTS = flags.DEFINE_string(
     "from_prompts", "", "feedback file of experiments.sample: train on its answers that are rated +"
 )
+_ENGINE = flags.DEFINE_enum(
+    "engine", "builtin", ["builtin", "datatrove"], "program that encodes the text"
+)
+_EXECUTOR = flags.DEFINE_enum(
+    "executor", "local", ["local", "slurm", "ray"], "executor of datatrove"
+)
+_NUM_TASKS = flags.DEFINE_integer(
+    "num_tasks", 0, "tasks of datatrove per source; 0 is one per file", lower_bound=0
+)
+_SLURM = flags.DEFINE_string(
+    "slurm", "", "options of sbatch for --executor=slurm, such as '--partition=cpu --time=4:00:00'"
+)
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 1, "processes that filter and tokenize", lower_bound=1, upper_bound=1024
 )
@@ -28,6 +47,7 @@ _NUM_WORKERS = flags.DEFINE_integer(
 def main() -> int:
     runs = cli.load_runs(_SWEEP.value, _CONFIG)
     from lm.data import corpus, splits
+    from lm.data.large_corpora import datatrove_engine
 
     if _PROMPTS.value and _SWEEP.value:
         raise ValueError("--from_prompts and --sweep exclude each other: remove one")
@@ -36,10 +56,15 @@ def main() -> int:
         validation.validate_run(runs[0])
     start_time = time.perf_counter()
     prepared = {}  # folder of a prepared source -> weight, tokenizer, manifest
+    engine = _datatrove_engine()
     for run in runs:
-        manifests = corpus.prepare_corpus(
-            run.data, console.preparing, _NUM_WORKERS.value, verify_all=True
-        )
+        try:
+            manifests = corpus.prepare_corpus(
+                run.data, console.preparing, _NUM_WORKERS.value, verify_all=True, engine=engine
+            )
+        except datatrove_engine.TasksSubmitted as submitted:
+            console.print_line(str(submitted))
+            return 0
         for source, m in manifests.items():
             prepared.setdefault(m.folder, (run.data.sources[source], run.data.tokenizer, m))
     seconds = time.perf_counter() - start_time
@@ -70,6 +95,18 @@ def main() -> int:
     for folder in prepared:
         console.print_line(folder)
     return 0
+
+
+def _datatrove_engine():
+    """Return the engine of the flags, None for the built-in preparation."""
+    from lm.data.large_corpora.datatrove_engine import DatatroveEngine
+
+    if _ENGINE.value == "builtin":
+        for flag in (_EXECUTOR, _NUM_TASKS, _SLURM):
+            if flag.present:
+                raise ValueError(f"--{flag.name} needs --engine=datatrove: add it")
+        return None
+    return DatatroveEngine(_EXECUTOR.value, _NUM_TASKS.value, _NUM_WORKERS.value, _SLURM.value)
 
 
 def _use_feedback(run, file: str) -> None:

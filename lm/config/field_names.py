@@ -126,6 +126,7 @@ SYNONYMS = {
     "data.max_repeats": "max_repetition max_duplicate_lines repetition max_repeated_lines",
     "data.drop_near_duplicates": "drop_copies dedup deduplicate near_dedup minhash fuzzy_dedup"
     " deduplication near_duplicates",
+    "data.quality_filters": "filters datatrove_filters quality_filter heuristic_filters",
     "data.decontaminate_ngram": "overlap decontaminate decontamination ngram n_gram"
     " decontamination_ngram contamination_ngram",
     "data.decontaminate_against": "protect decontaminate_with eval_text benchmarks protected",

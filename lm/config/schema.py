@@ -40,7 +40,9 @@ class Data:
     """
 
     sources: dict[str, float] = field({"code": 0.5, "docs": 0.5}, "Weight of each source, >= 0.")
-    cache_dir: str = field("data", "Token files; may be gs://BUCKET/FOLDER.", "execution", "path")
+    cache_dir: str = field(
+        "data", "Token files; may be gs://BUCKET/FOLDER or s3://.", "execution", "path"
+    )
     heldout_fraction: float = field(
         0.05, "Fraction of held-out documents.", ge=0, le=1, hash_name="heldout"
     )
@@ -55,6 +57,11 @@ class Data:
     )
     drop_near_duplicates: bool = field(
         False, "Drop near-duplicates, Jaccard above about 0.8.", "corpus", hash_name="drop_copies"
+    )
+    quality_filters: str = field(
+        "",
+        "Filters of datatrove, comma-separated, such as gopher_quality; empty is off.",
+        "corpus",
     )
     decontaminate_ngram: int = field(
         0, "Words per n-gram; 0 is no cleaning.", "corpus", ge=0, le=999, hash_name="overlap"

@@ -31,9 +31,10 @@ import numpy as np
 from lm.config import fields, schema
 from lm.data import preprocessing, splits, staging, tokenizers
 from lm.data.filters import blocked_ngrams, decontamination
+from lm.data.large_corpora import datatrove_engine
 from lm.data.prepared import block_checksums, corpus_manifest, temporary_folders
 from lm.data.pretokenized import token_source
-from lm.data.sources import documents, readers, source_files
+from lm.data.sources import documents, source_files
 from lm.data.tokenization import bpe_training
 from lm.runs import filesystem
 
@@ -58,6 +59,7 @@ class CorpusPlan:
     fingerprint: list  # see documents.source_fingerprint
     earlier_manifests: list[corpus_manifest.Manifest]  # sources whose documents count as duplicates
     blocked_ngrams: Path | None  # index of n-grams that are cut out of training text
+    engine: datatrove_engine.DatatroveEngine | None  # None encodes in this and worker processes
 
     def expected_values(self, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         """Return the values of the manifest that follow from the config and the tokenizer."""
@@ -80,11 +82,12 @@ def prepare_corpus(
     report: ProgressCallback | None = None,
     workers: int = 1,
     verify_all: bool = False,
+    engine: datatrove_engine.DatatroveEngine | None = None,
 ) -> dict[str, corpus_manifest.Manifest]:
     """Return {source: manifest}. Prepare the sources that data.cache_dir does not contain yet.
 
     report: called about 5 times per second. workers: number of processes that encode text.
-    verify_all: verify token files of any size.
+    verify_all: verify token files of any size. engine: encodes documents by datatrove.
 
     A prepared source is not read again. Its files are verified once per process, at more than 1
     GB/s; token files above corpus_manifest.WHOLE_FILE_BYTES are verified when they are read. A
@@ -100,13 +103,14 @@ def prepare_corpus(
     data.on_error="skip", unreadable documents are counted and skipped.
     """
     cache = staging.local_folder(data)
-    fingerprint = functools.cache(documents.source_fingerprint)
+    fingerprint = functools.cache(functools.partial(documents.source_fingerprint, cache=cache))
     temporary_folders.remove_abandoned(cache)
     tokenizer = bpe_training.prepare_tokenizer(data, cache, report)
     manifests: dict[str, corpus_manifest.Manifest] = {}
     for source in sorted(data.sources):
         earlier_manifests = list(manifests.values()) if data.drop_near_duplicates else []
         plan = _plan_corpus(source, data, cache, tokenizer, earlier_manifests, fingerprint)
+        plan = dataclasses.replace(plan, engine=engine)
         manifests[source] = _prepare_source(plan, tokenizer, report, workers, verify_all)
     return {source: manifests[source] for source in data.sources}
 
@@ -153,6 +157,7 @@ def _plan_corpus(
         blocked_ngrams=cache / f"blocked-{data.decontaminate_ngram}-{index_key}.u64"
         if data.decontaminate_ngram
         else None,
+        engine=None,
     )
 
 
@@ -177,7 +182,11 @@ def _prepare_source(
         staging.upload(plan.data, plan.folder)
     except (OSError, sqlite3.Error) as error:
         raise staging.unwritable_cache(plan.data, error) from None
-    return dataclasses.replace(manifest, folder=str(plan.folder))
+    return dataclasses.replace(
+        manifest,
+        folder=str(plan.folder),
+        remote_folder=staging.remote_folder(plan.data, plan.folder),
+    )
 
 
 def _open_prepared(
@@ -190,11 +199,13 @@ def _open_prepared(
     if not plan.folder.exists():
         return None
     manifest = corpus_manifest.read_manifest(plan.folder)
+    manifest.remote_folder = staging.remote_folder(plan.data, plan.folder)
     corpus_manifest.verify_values(manifest, plan.expected_values(tokenizer))
     corpus_manifest.verify_tokenizer_files(manifest, tokenizer)
     corpus_manifest.verify_files(manifest, verify_all)
-    if plan.data.drop_near_duplicates and not (plan.folder / "seen.sqlite").exists():
-        raise block_checksums.DamagedText(f"{plan.folder / 'seen.sqlite'} is missing")
+    if plan.data.drop_near_duplicates and not manifest.remote_folder:
+        if not (plan.folder / staging.HASHES_FILE).exists():
+            raise block_checksums.DamagedText(f"{plan.folder / staging.HASHES_FILE} is missing")
     if not manifest.checksums:
         is_lossless = plan.data.tokenizer.partition(":")[0] in ("bytes", "bpe")
         corpus_manifest.verify_counts(manifest, tokenizer, is_lossless)
@@ -232,6 +243,7 @@ def _repair(
         manifest = _write_corpus(plan, tokenizer, report, workers)
     except ValueError as error:
         raise ValueError(f"{damage}, and the text cannot be prepared again: {error}") from None
+    staging.discard_remote(plan.data, plan.folder)
     if old_hash not in ("", manifest.hash):
         problem = f"has other documents now: hash {manifest.hash[:12]} instead of {old_hash[:12]}"
         print(f"warning: {plan.source} {problem}", file=sys.stderr, flush=True)
@@ -250,22 +262,17 @@ def _write_corpus(
     if len(fingerprints) != n_parts or split.depends_on_all_files:
         fingerprints = [fingerprints] * n_parts  # each part depends on all values
     if plan.blocked_ngrams:
-        read = functools.partial(_read_documents, data=plan.data)
+        read = functools.partial(preprocessing.read_documents, data=plan.data)
         blocked_ngrams.write_blocked_ngrams(plan.blocked_ngrams, plan.data, read, workers)
-    earlier_paths = [Path(manifest.folder, "seen.sqlite") for manifest in plan.earlier_manifests]
+    earlier_paths = [
+        staging.fetch_hashes(plan.data, Path(manifest.folder))
+        for manifest in plan.earlier_manifests
+    ]
     with staging.StagedCorpus(
         plan.folder.parent, plan.staging_name, fingerprints, earlier_paths
     ) as staged:
         reported_at = time.monotonic()
-        encoded = preprocessing.encode_documents(
-            _read_documents(plan.source, plan.data, staged.part),
-            tokenizer,
-            plan.data,
-            split,
-            plan.blocked_ngrams,
-            workers,
-        )
-        for document in encoded:
+        for document in _encode_documents(plan, tokenizer, split, staged.part, workers):
             if document.error and plan.data.on_error == "stop":
                 raise ValueError(document.error)
             staged.add(document)
@@ -276,8 +283,37 @@ def _write_corpus(
             report(plan.source, *staged.size, 1.0)
         manifest = _finish(plan, staged, tokenizer)
         _move_to_cache(plan, staged, tokenizer)
+    shutil.rmtree(_task_folder(plan), ignore_errors=True)
     documents.print_omissions(plan.source, manifest.omitted_files, manifest.dropped)
     return manifest
+
+
+def _encode_documents(
+    plan: CorpusPlan,
+    tokenizer: tokenizers.Tokenizer,
+    split: splits.Split,
+    first_part: int,
+    workers: int,
+) -> Iterator[preprocessing.EncodedDocument]:
+    """Yield the encoded documents of a source from a part on, by datatrove or in this process."""
+    if plan.engine is not None:
+        request = datatrove_engine.EncodingRequest(
+            plan.source, plan.data, tokenizer, split, _task_folder(plan)
+        )
+        return plan.engine.encode(request, first_part)
+    if datatrove_engine.filter_names(plan.data):
+        raise ValueError(
+            f"data.quality_filters={plan.data.quality_filters!r} needs datatrove: start"
+            " experiments.prepare --engine=datatrove with this config first"
+        )
+    texts = preprocessing.read_documents(plan.source, plan.data, first_part)
+    arguments = tokenizer, plan.data, split, plan.blocked_ngrams, workers
+    return preprocessing.encode_documents(texts, *arguments)
+
+
+def _task_folder(plan: CorpusPlan) -> Path:
+    """Return the folder for the files of the tasks of datatrove."""
+    return plan.folder.with_name(f"datatrove-{plan.folder.name}")
 
 
 def _describe_token_files(
@@ -341,14 +377,15 @@ def _finish(
         groups=staged.counts["groups"],
         duplicates=staged.duplicates,
         hash=staged.finish(),
-        versions=documents.source_versions(plan.source),
+        versions=documents.source_versions(plan.source, plan.fingerprint),
         dropped=dict(staged.dropped),
         cuts=staged.cut_costs.summary(),
         warning=splits.heldout_warning(plan.source, staged.counts, plan.data.heldout_fraction),
         omitted_files=documents.omitted_files(plan.source),
     )
     if not plan.data.drop_near_duplicates:
-        (staged.folder / "seen.sqlite").unlink()  # only needed for duplicates in other sources
+        # Only a comparison with other sources needs the hashes.
+        (staged.folder / staging.HASHES_FILE).unlink()
     return corpus_manifest.write_manifest(staged.folder, manifest)
 
 
@@ -357,24 +394,3 @@ def corpus_notes(manifests: dict[str, corpus_manifest.Manifest]) -> list[str]:
     cuts_by_source = {name: m.cuts for name, m in manifests.items() if m.cuts}
     costs = [f"{name}: {decontamination.describe_costs(c)}" for name, c in cuts_by_source.items()]
     return costs + [f"warning: {m.warning}" for m in manifests.values() if m.warning]
-
-
-def _read_documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:
-    """Yield the documents of a source, beginning with part number `start`.
-
-    With data.on_error="skip", each unreadable input gives a document with an `error`, in order.
-    """
-    if data.on_error == "stop":
-        yield from documents.open_source(source, start=start)
-        return
-    errors: list[str] = []
-    part = start
-    for document in documents.open_source(source, errors.append, start):
-        # An error may belong to the previous part. The state is then saved one part later, which is
-        # safe.
-        part = document.part
-        while errors:
-            yield readers.Document("", "", part=part, error=errors.pop(0))
-        yield document
-    for error in errors:
-        yield readers.Document("", "", part=part, error=error)

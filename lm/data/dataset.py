@@ -10,17 +10,14 @@ r of a file contains the tokens r*T to r*T + T inclusive. Legend: B batch, T seq
 tokens, N rows.
 """
 
-import collections
-import concurrent.futures
 import hashlib
 import json
-from collections.abc import Callable, Generator
 
 import numpy as np
 
 from lm.config import field_names, fields, schema
 from lm.config.schedules import batch_size_schedule
-from lm.data import corpus, mixture, packing, tokenizers
+from lm.data import corpus, mixture, packing, prefetch, tokenizers
 from lm.data.prepared import corpus_manifest, token_file
 from lm.data.pretokenized import token_source
 from lm.data.sources import chat, documents, synthetic_languages
@@ -55,6 +52,8 @@ class TokenDataset:
         n_in_file = [len(rows) for rows in self.train_files.values()]
         n_rows = _rows_per_epoch(data, self.weights, n_in_file)
         self._order = mixture.RowOrder(self.weights, seed, n_rows, n_in_file)
+        files = list(self.train_files.values())
+        self._read_ahead = prefetch.RowReadAhead(files, self._rows, data.seq_len)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -94,6 +93,7 @@ class TokenDataset:
         random position, 1 from there on.
         """
         source, epoch, row = (values[rows] for values in self._rows(step))
+        self._read_ahead.start(step, rows)
         tokens_BS = np.empty((len(row), self.data.seq_len + 1), np.int32)
         for index, file_rows in enumerate(self.train_files.values()):
             in_source = np.flatnonzero(source == index)
@@ -307,25 +307,6 @@ def row_documents(dataset: TokenDataset, source: str, row: int, split: str = "tr
         n_earlier_ends += int(np.count_nonzero(chunk == end))
     n_ends = int(np.count_nonzero(file[start : start + seq_len] == end))
     return n_earlier_ends + np.arange(n_ends + 1)
-
-
-def prefetch_batches(make: Callable, start: int, stop: int, depth: int = 2) -> Generator:
-    """Yield make(start) to make(stop - 1), computed by a thread up to `depth` values ahead.
-
-    An exception of `make` is raised when its value is due. Closing the generator ends the thread.
-    """
-    thread = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
-    try:
-        pending = collections.deque(
-            thread.submit(make, i) for i in range(start, min(start + depth, stop))
-        )
-        for step in range(start, stop):
-            value = pending.popleft().result()
-            if step + depth < stop:
-                pending.append(thread.submit(make, step + depth))
-            yield value
-    finally:
-        thread.shutdown(cancel_futures=True)
 
 
 def open_rows(

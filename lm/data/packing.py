@@ -48,6 +48,7 @@ class PackedDocuments:
         Raises ValueError for a too long conversation if on_overflow is error.
         """
         self.file, self.seq_len, self.tokenizer = file, seq_len, tokenizer
+        self.is_remote = isinstance(file, token_file.TokenFile) and file.is_remote
         stops = _positions(file, tokenizer.end) + 1
         starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)[: len(stops)]
         sizes = stops - starts
@@ -89,15 +90,30 @@ class PackedDocuments:
         # A truncated conversation also starts with the special token of a user turn.
         user = (self.tokenizer.marks or (0,))[0]
         tokens_BS = np.full((len(rows), self.seq_len + 1), self.tokenizer.end, np.int32)
+        texts = iter(self._texts(rows))
         for tokens_S, row in zip(tokens_BS, rows, strict=True):
             position = 1
             for item in self.items(int(row)):
                 if self.is_cut[item]:
                     tokens_S[position], position = user, position + 1
-                text = self.file[self.start[item] : self.stop[item]]
+                text = next(texts)
                 tokens_S[position : position + len(text)] = text
                 position += len(text)
         return tokens_BS
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Start to read rows of a remote file."""
+        if isinstance(self.file, token_file.TokenFile) and len(rows):
+            items = np.concatenate([self.items(int(row)) for row in rows])
+            self.file.read_ahead(self.start[items], self.stop[items])
+
+    def _texts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the tokens of all items of these rows, in order."""
+        items = np.concatenate([np.zeros(0, np.int64), *(self.items(int(row)) for row in rows)])
+        starts, stops = self.start[items], self.stop[items]
+        if isinstance(self.file, token_file.TokenFile):
+            return self.file.slices(starts, stops)
+        return [self.file[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
     def items(self, row: int) -> np.ndarray:
         """Return the items of a row: indices of start, stop, document and is_cut."""

@@ -24,7 +24,7 @@ import numpy as np
 from lm.config import schema
 from lm.data import splits, tokenizers
 from lm.data.filters import decontamination, ngrams
-from lm.data.sources import readers
+from lm.data.sources import documents, readers
 
 SHINGLE_WORDS = 5
 # 16 bands of 8 hashes detect 95% of the pairs whose shingles have a Jaccard similarity of 0.8.
@@ -97,6 +97,27 @@ def minhash_bands(text: str) -> list[int]:
     return (band_hashes >> np.uint64(1)).tolist()
 
 
+def read_documents(source: str, data: schema.Data, start: int = 0) -> Iterator[readers.Document]:
+    """Yield the documents of a source, beginning with part number `start`.
+
+    With data.on_error="skip", each unreadable input gives a document with an `error`, in order.
+    """
+    if data.on_error == "stop":
+        yield from documents.open_source(source, start=start)
+        return
+    errors: list[str] = []
+    part = start
+    for document in documents.open_source(source, errors.append, start):
+        # An error may belong to the previous part. The state is then saved one part later, which is
+        # safe.
+        part = document.part
+        while errors:
+            yield readers.Document("", "", part=part, error=errors.pop(0))
+        yield document
+    for error in errors:
+        yield readers.Document("", "", part=part, error=error)
+
+
 def encode_documents(
     documents: Iterator[readers.Document],
     tokenizer: tokenizers.Tokenizer,
@@ -130,7 +151,7 @@ def map_chunks(
     ValueError if the operating system kills a worker process.
     """
     if workers == 1:
-        for chunk in _split_into_chunks(documents):
+        for chunk in split_into_chunks(documents):
             yield function(chunk, *arguments)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -138,7 +159,7 @@ def map_chunks(
     )
     pending = collections.deque()
     try:
-        for chunk in _split_into_chunks(documents):
+        for chunk in split_into_chunks(documents):
             pending.append(pool.submit(_call_in_worker, chunk))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
@@ -240,7 +261,7 @@ def _encode_accepted(
         )
 
 
-def _split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
+def split_into_chunks(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
     """Yield lists of documents and errors with about CHARACTERS_PER_TASK characters."""
     chunk, size = [], 0
     for document in documents:

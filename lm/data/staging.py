@@ -16,12 +16,14 @@ data/.wiki-91c07d44e3b5/
 
 If data.cache_dir is remote, such as gs://bucket/data, `download` and `upload` copy finished folders
 between it and a local folder. CHECKSUM_FILE is uploaded last: a remote folder without it is
-incomplete. If data.cache_dir is a local folder, nothing is copied.
+incomplete. Token files above COPIED_BYTES are not downloaded: a host reads the byte ranges of its
+own rows, see prepared/remote_segment.py. If data.cache_dir is a local folder, nothing is copied.
 """
 
 import collections
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
@@ -38,7 +40,8 @@ from lm.data.prepared import (
     document_hashes,
     temporary_folders,
 )
-from lm.runs import filesystem, json_files
+from lm.data.storage import remote_path
+from lm.runs import filesystem
 
 FORMAT = 2  # Part of every key. Increase it if the same source would give other tokens.
 SPLITS = corpus_manifest.SPLITS
@@ -47,6 +50,8 @@ SAVE_SECONDS = 5.0  # Minimum time between saves. A save happens only at the end
 DIGEST_BYTES = 40  # bytes per document in `digests`: SHA-256, then the split, padded
 COUNT_NAMES = ("documents", "bytes", "tokens", "counted", "groups")  # names in the manifest
 COPY_BYTES = 1 << 24  # bytes of a file in memory during a copy
+COPIED_BYTES = 1 << 26  # larger token files of a remote cache are read in byte ranges
+HASHES_FILE = "seen.sqlite"  # downloaded when another source is compared with it
 N_DOWNLOADS = 3  # of a file whose copy differs from its SHA-256
 CHECKSUM_FILE = "files.json"  # file name -> SHA-256
 
@@ -236,29 +241,65 @@ def local_folder(data: schema.Data) -> Path:
     return Path(data.local_cache_dir, data.cache_dir.partition("://")[2])
 
 
+def remote_folder(data: schema.Data, folder: Path) -> str:
+    """Return the address of a prepared folder in a remote data.cache_dir, "" for a local one."""
+    is_remote = filesystem.is_remote(data.cache_dir)
+    return f"{data.cache_dir.rstrip('/')}/{folder.name}" if is_remote else ""
+
+
 def download(data: schema.Data, folder: Path) -> None:
     """Copy a prepared corpus from the remote data.cache_dir to the local path `folder`.
 
-    Nothing is copied if data.cache_dir is local, if `folder` exists, or if the remote copy is
-    missing or incomplete. Raises ValueError if a file differs from its checksum, and OSError if the
-    local disk cannot be written.
+    Large token files are not copied. Nothing is copied if data.cache_dir is local, if `folder`
+    exists, or if the remote copy is missing or incomplete. Raises ValueError if a file differs from
+    its checksum, and OSError if the local disk cannot be written.
     """
     if not filesystem.is_remote(data.cache_dir) or folder.exists():
         return
-    remote = filesystem.open_path(data.cache_dir) / folder.name
+    remote = remote_path.RemotePath(remote_folder(data, folder))
     if not (remote / CHECKSUM_FILE).exists():
         return
     with temporary_folders.temporary_folder(folder.parent, folder.name) as temporary:
-        for name, checksum in json_files.read_object(remote / CHECKSUM_FILE).items():
-            if Path(name).name != name:
-                raise ValueError(
-                    f"{remote / CHECKSUM_FILE}: {name!r} is not a file name: delete {remote}"
-                )
-            _copy_verified(remote / name, temporary / name, checksum)
+        for name, checksum in _read_checksums(remote).items():
+            if not _is_read_remotely(remote / name):
+                _copy_verified(remote / name, temporary / name, checksum)
         temporary_folders.publish_folder(temporary, folder)
 
 
-def _copy_verified(remote_file: Path, copy: Path, checksum: str) -> None:
+def fetch_hashes(data: schema.Data, folder: Path) -> Path:
+    """Return the local path of the document hashes of a prepared folder, after their download."""
+    path = folder / HASHES_FILE
+    if filesystem.is_remote(data.cache_dir) and not path.exists():
+        remote = remote_path.RemotePath(remote_folder(data, folder))
+        _copy_verified(remote / HASHES_FILE, path, _read_checksums(remote).get(HASHES_FILE, ""))
+    return path
+
+
+def _read_checksums(remote: remote_path.RemotePath) -> dict[str, str]:
+    """Return {file name: SHA-256} of a remote folder. Raises ValueError for another content."""
+    file = remote / CHECKSUM_FILE
+    try:
+        checksums = json.loads(file.read_bytes())
+        is_valid = isinstance(checksums, dict) and all(
+            isinstance(value, str) for value in checksums.values()
+        )
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"{file} is not valid JSON of checksums: delete {remote}")
+    for name in checksums:
+        if Path(name).name != name:
+            raise ValueError(f"{file}: {name!r} is not a file name: delete {remote}")
+    return checksums
+
+
+def _is_read_remotely(file: remote_path.RemotePath) -> bool:
+    """Return True for a large file that is not copied. A missing file is reported by its copy."""
+    is_large_kind = file.suffix == ".bin" or file.name == HASHES_FILE
+    return is_large_kind and file.exists() and file.stat().st_size > COPIED_BYTES
+
+
+def _copy_verified(remote_file: remote_path.RemotePath, copy: Path, checksum: str) -> None:
     """Download a file. A truncated download is repeated.
 
     Raises ValueError if the file is missing or if its copies differ from its SHA-256.
@@ -280,16 +321,22 @@ def upload(data: schema.Data, folder: Path) -> None:
     """Upload the local `folder` to the remote cache, unless it is complete there."""
     if not filesystem.is_remote(data.cache_dir):
         return
-    remote = filesystem.open_path(data.cache_dir) / folder.name
+    remote = remote_path.RemotePath(remote_folder(data, folder))
     if (remote / CHECKSUM_FILE).exists():
         return
     paths = sorted(folder.iterdir())
     for path in paths:
-        with open(path, "rb") as file, (remote / path.name).open("wb") as copy:
-            shutil.copyfileobj(file, copy, COPY_BYTES)
-    json_files.write_object(
-        remote / CHECKSUM_FILE, {path.name: block_checksums.file_sha256(path) for path in paths}
-    )
+        (remote / path.name).write_file(path)
+    checksums = {path.name: block_checksums.file_sha256(path) for path in paths}
+    (remote / CHECKSUM_FILE).write_bytes(f"{json.dumps(checksums, indent=1)}\n".encode())
+
+
+def discard_remote(data: schema.Data, folder: Path) -> None:
+    """Mark the remote copy of a folder as incomplete, so that `upload` replaces it."""
+    if filesystem.is_remote(data.cache_dir):
+        file = remote_path.RemotePath(remote_folder(data, folder)) / CHECKSUM_FILE
+        if file.exists():
+            file.unlink()
 
 
 def content_key(*facts) -> str:

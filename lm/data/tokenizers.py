@@ -217,6 +217,8 @@ class HFTokenizer(Tokenizer):
         self.inner.encode_special_tokens = True
         self.inner.no_padding()
         self.inner.no_truncation()
+        if isinstance(self.inner.model, tokenizers.models.BPE):
+            self.inner.model.dropout = None  # random merges would give other tokens in each call
         self.hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         self.ids = self.inner.get_vocab(with_added_tokens=True)
         size = max(self.ids.values()) + 1  # a vocabulary may have unused ids

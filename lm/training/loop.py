@@ -22,7 +22,7 @@ import numpy as np
 
 from lm.config import flops, schema, validation
 from lm.config.schedules import batch_size_schedule
-from lm.data import corpus, dataset
+from lm.data import corpus, dataset, prefetch
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
 from lm.evaluation import task_eval, tasks
@@ -141,7 +141,7 @@ def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> N
                 call_steps = make_steps_call(functions, _select_program(compiled), n_steps)
                 state = active_session.initial_state(init)
             active_session.begin(score, state, time.perf_counter() - began)
-        batches = dataset.prefetch_batches(
+        batches = prefetch.prefetch_batches(
             active_session.load_batch, active_session.first, run.steps, depth=2 * n_steps
         )
         with contextlib.closing(batches):

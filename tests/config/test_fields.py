@@ -21,7 +21,8 @@ def names_in_hashes(kind: type, *roles: str) -> list[str]:
 
 def test_names_in_hashes_never_change():
     assert names_in_hashes(schema.Data, "corpus") == [
-        *("broken", "min_words", "min_letters", "max_repeats", "drop_copies", "overlap", "protect"),
+        *("broken", "min_words", "min_letters", "max_repeats", "drop_copies"),
+        *("quality_filters", "overlap", "protect"),
     ]
     assert names_in_hashes(schema.Data, "batch") == [
         *("rows", "score", "too_long", "across", "unique_tokens"),
@@ -84,8 +85,8 @@ RESULT_NAMES = sorted(
     """
     data.across data.batch_size data.batch_size_rule data.batch_size_warmup data.broken
     data.drop_copies data.heldout data.max_epochs data.max_repeats data.min_letters
-    data.min_words data.overlap data.protect data.rows data.score data.seq_len data.sources
-    data.tokenizer data.too_long data.unique_tokens
+    data.min_words data.overlap data.protect data.quality_filters data.rows data.score data.seq_len
+    data.sources data.tokenizer data.too_long data.unique_tokens
     data.unseen eval.patience mesh.exact model.attention_blocks model.balance model.balance_rate
     model.balance_weight model.base_depth model.base_width model.bias model.capacity model.d_expert
     model.d_ff model.d_head model.d_model model.dispatch model.dtype model.experts_per_token

@@ -6,9 +6,7 @@ Legend: B rows of a batch, T sequence length, S = T + 1 tokens.
 import collections
 import dataclasses
 import hashlib
-import itertools
 import json
-import threading
 import time
 
 import numpy as np
@@ -363,36 +361,3 @@ def test_batches_are_computed_at_memory_speed(data):
         token_dataset.batch(step)
         seconds.append(time.perf_counter() - start)
     assert 256 * SEQ_LEN / np.median(seconds) > 5e6
-
-
-def test_prefetch_yields_every_step_in_order():
-    assert list(dataset.prefetch_batches(lambda step: step * step, 3, 8)) == [9, 16, 25, 36, 49]
-    assert list(dataset.prefetch_batches(abs, 3, 3)) == []
-    assert list(dataset.prefetch_batches(abs, 0, 2, depth=9)) == [0, 1]
-
-
-def test_prefetch_computes_no_more_than_depth_values_ahead():
-    computed = []
-    batches = dataset.prefetch_batches(computed.append, 0, 100, depth=3)
-    next(batches)
-    deadline = time.monotonic() + 5
-    while len(computed) < 4 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(0.02)
-    assert computed == [0, 1, 2, 3]
-    batches.close()
-
-
-def test_prefetch_raises_at_the_failing_step():
-    batches = dataset.prefetch_batches(lambda step: 1 // (2 - step), 0, 5)
-    assert list(itertools.islice(batches, 2)) == [0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(batches)
-
-
-def test_prefetch_thread_ends_with_its_generator():
-    batches = dataset.prefetch_batches(abs, 0, 1000)
-    next(batches)
-    assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
-    batches.close()
-    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())

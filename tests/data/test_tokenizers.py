@@ -303,3 +303,10 @@ def test_end_token_of_a_checkpoint_is_in_the_vocabulary():
     before = tokenizer.hash
     tokenizer.use_special_tokens(special_tokens.SpecialTokens(end=size))
     assert (tokenizer.vocab_size, tokenizer.hash) == (size + 1, before)
+
+
+def test_file_with_dropout_gives_the_same_tokens_in_each_call():
+    vocabulary = {"\0": 0, "a": 1, "b": 2, "ab": 3}
+    model = models.BPE(vocab=vocabulary, merges=[("a", "b")], dropout=0.5)
+    tokenizer = tokenizers.HFTokenizer(Tokenizer(model).to_str())
+    assert {tuple(tokenizer.encode("abab")) for _ in range(20)} == {(3, 3)}

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lm.data.storage import byte_ranges, remote_path
+
 BLOCK_BYTES = 1 << 20  # a multiple of the width of every token type
 # Time stamps of some file systems have a resolution of milliseconds. A file that changed this
 # shortly before its verification may change again without a new time stamp.
@@ -49,7 +51,7 @@ def section_sha256(path: Path, start: int, size: int) -> str:
     return content.hexdigest()
 
 
-def block_checksums(path: Path) -> list[str]:
+def block_checksums(path: remote_path.AnyPath) -> list[str]:
     """Return the SHA-256 of each block of BLOCK_BYTES bytes of a file. The last may be shorter."""
     return [sha256(block) for block in _read_blocks(path)]
 
@@ -61,7 +63,7 @@ def content_checksums(content: bytes) -> list[str]:
 
 
 def file_damage(
-    path: Path, checksums: Iterable[str] | None, dtype: str = "", vocab_size: int = 0
+    path: remote_path.AnyPath, checksums: Iterable[str] | None, dtype: str = "", vocab_size: int = 0
 ) -> str:
     """Return the first difference between a file and its checksums, "" without any.
 
@@ -73,11 +75,13 @@ def file_damage(
     return _damage(str(path), file_state(path), stored, dtype, vocab_size)
 
 
-def file_state(path: Path) -> tuple:
+def file_state(path: remote_path.AnyPath) -> tuple:
     """Return values that change with the content of a file, as a key of cached results.
 
     Two calls return different values if the file changed in the last RECENT_SECONDS.
     """
+    if isinstance(path, remote_path.RemotePath):
+        return tuple(path.stat())
     stat = os.stat(path)
     changed_at = max(stat.st_mtime, stat.st_ctime)
     is_recent = abs(time.time() - changed_at) < RECENT_SECONDS
@@ -91,7 +95,7 @@ def _damage(
 ) -> str:
     """Compute `file_damage`. state: identity of the content, by which results are cached."""
     n_blocks = 0
-    for number, block in enumerate(_read_blocks(Path(path))):
+    for number, block in enumerate(_read_blocks(remote_path.open_address(path))):
         expected = None if checksums is None else "".join(checksums[number : number + 1])
         ids = np.frombuffer(block, dtype) if dtype else None
         if damage := block_damage(block, number, expected, ids, vocab_size):
@@ -119,10 +123,9 @@ def block_damage(
     return ""
 
 
-def _read_blocks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:  # buffered, so that only the last block is shorter
-        while block := file.read(BLOCK_BYTES):
-            yield block
+def _read_blocks(path: remote_path.AnyPath) -> Iterator[bytes]:
+    """Yield the blocks of a file. Only the last may be shorter than BLOCK_BYTES."""
+    return byte_ranges.stream_chunks(path, BLOCK_BYTES)
 
 
 @functools.cache

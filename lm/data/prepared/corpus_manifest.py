@@ -21,6 +21,7 @@ import numpy as np
 
 from lm.data import tokenizers
 from lm.data.prepared import block_checksums
+from lm.data.storage import remote_path
 from lm.runs import filesystem
 from lm.runs.integrity import record_checksums
 
@@ -64,12 +65,13 @@ class Manifest:
     segments: dict[str, list[list]] = dataclasses.field(default_factory=dict)
     warning: str = ""  # too few held-out documents, see splits.heldout_warning
     folder: str = ""  # location; not stored in the file
+    remote_folder: str = ""  # location of token files that are not in `folder`; not stored
 
 
 class Segment(NamedTuple):
     """Consecutive tokens of a split in a file."""
 
-    path: Path
+    path: remote_path.AnyPath
     first_byte: int
     n_tokens: int
 
@@ -77,11 +79,21 @@ class Segment(NamedTuple):
 def split_segments(manifest: Manifest, split: str) -> list[Segment]:
     """Return the parts of files that have the tokens of a split, in order.
 
-    Prepared text has one file per split. Token files of other trainers remain in their folders.
+    Prepared text has one file per split. Token files of other trainers remain in their folders,
+    and large token files of a remote cache remain there.
     """
-    if not manifest.segments:
-        return [Segment(Path(manifest.folder, f"{split}.bin"), 0, manifest.tokens[split])]
-    return [Segment(Path(path), first, n) for path, first, n in manifest.segments[split]]
+    if manifest.segments:
+        segments = manifest.segments[split]
+        return [Segment(remote_path.open_address(path), first, n) for path, first, n in segments]
+    return [Segment(_prepared_file(manifest, f"{split}.bin"), 0, manifest.tokens[split])]
+
+
+def _prepared_file(manifest: Manifest, name: str) -> remote_path.AnyPath:
+    """Return the path of a prepared file, which is local if there is a local copy."""
+    path = Path(manifest.folder, name)
+    if manifest.remote_folder and not path.exists():
+        return remote_path.open_address(manifest.remote_folder) / name
+    return path
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -93,7 +105,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     blocks = {path.name: block_checksums.block_checksums(path) for path in paths}
     manifest = dataclasses.replace(manifest, checksums=manifest.checksums | blocks)
     values = dataclasses.asdict(manifest)
-    del values["folder"]
+    del values["folder"], values["remote_folder"]
     values["checksum"] = _checksum(values)
     (folder / FILE).write_text(json.dumps(values, indent=2) + "\n")
     return manifest
@@ -136,7 +148,6 @@ def verify_files(manifest: Manifest, verify_all: bool = False) -> None:
     verify_all: also verify token files above WHOLE_FILE_BYTES. Raises DamagedText for the first
     difference.
     """
-    folder = Path(manifest.folder)
     for split in SPLITS:
         for path, first_byte, n_tokens in split_segments(manifest, split):
             n_bytes = first_byte + n_tokens * np.dtype(manifest.dtype).itemsize
@@ -148,7 +159,7 @@ def verify_files(manifest: Manifest, verify_all: bool = False) -> None:
                     f"{path} has {size:,} bytes instead of {n_bytes:,}"
                 )
     for name in manifest.checksums or [f"{split}.bin" for split in SPLITS]:
-        _verify_file(manifest, folder / name, verify_all)
+        _verify_file(manifest, name, verify_all)
 
 
 def verify_tokenizer_files(manifest: Manifest, tokenizer: tokenizers.Tokenizer) -> None:
@@ -203,15 +214,20 @@ def _count_bytes(path: str, state: tuple, dtype: str, lengths: bytes) -> int:
     return sum(int(np.bincount(part, minlength=len(lengths_V)) @ lengths_V) for part in parts)
 
 
-def _verify_file(manifest: Manifest, path: Path, verify_all: bool) -> None:
-    """Raise DamagedText if a file of a prepared source differs from its checksums."""
+def _verify_file(manifest: Manifest, name: str, verify_all: bool) -> None:
+    """Raise DamagedText if a file of a prepared source differs from its checksums.
+
+    name: name in the folder, or the address of a token file of another trainer.
+    """
+    is_outside = manifest.segments and Path(name).name != name
+    path = remote_path.open_address(name) if is_outside else _prepared_file(manifest, name)
     if not path.exists():
         raise block_checksums.DamagedText(f"{path} is missing")
-    is_outside = path.parent != Path(manifest.folder)
     is_token_file = is_outside or path.suffix == ".bin"
-    if is_token_file and not verify_all and path.stat().st_size > WHOLE_FILE_BYTES:
+    is_remote = isinstance(path, remote_path.RemotePath)
+    is_large_text = is_token_file and path.stat().st_size > WHOLE_FILE_BYTES
+    if not verify_all and (is_remote or is_large_text):
         return
-    name = str(path) if is_outside else path.name
     blocks = manifest.checksums.get(name) if manifest.checksums else None
     # A token file of another trainer may have a header, and its ids were verified with its hash.
     dtype = manifest.dtype if is_token_file and not is_outside else ""

@@ -17,8 +17,13 @@ from lm.runs import records
 
 def text_facts(text: dataset.TokenDataset) -> dict:
     """Return the facts that identify the text of a run: its hash, and that of each source."""
+    commits = {
+        f"corpus.commit.{name}": manifest.versions["commit"]
+        for name, manifest in text.manifests.items()
+        if "commit" in manifest.versions
+    }
     hashes = {f"corpus.hash.{name}": manifest.hash for name, manifest in text.manifests.items()}
-    return {"corpus.hash": text.hash, "tokenizer.hash": text.tokenizer.hash} | hashes
+    return {"corpus.hash": text.hash, "tokenizer.hash": text.tokenizer.hash} | hashes | commits
 
 
 def check_same_text(run: schema.Run, text: dataset.TokenDataset) -> None:

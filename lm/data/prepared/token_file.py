@@ -6,14 +6,18 @@
     rows[np.array([0, 7])]                   # [2, T+1]
 
 A file of at most corpus_manifest.WHOLE_FILE_BYTES is verified when it is opened. The tokens of a
-split may be parts of several files: see corpus_manifest.split_segments.
+split may be parts of several files: see corpus_manifest.split_segments. A remote file is read in
+the byte ranges of the requested tokens: see remote_segment.py.
 """
+
+import functools
 
 import numpy as np
 
-from lm.data.prepared import block_checksums, corpus_manifest
+from lm.data.prepared import block_checksums, corpus_manifest, remote_segment, token_index
+from lm.data.storage import remote_path
 
-Index = int | slice | np.ndarray
+Index = token_index.Index
 
 
 class _MappedSegment:
@@ -38,6 +42,7 @@ class _MappedSegment:
         self._bytes = np.memmap(self.path, np.uint8, "r") if size else np.zeros(0, np.uint8)
         self._is_verified = np.zeros(-(-size // block_checksums.BLOCK_BYTES), bool)
         self._is_complete = size <= corpus_manifest.WHOLE_FILE_BYTES
+        self._windows = functools.cache(functools.partial(_row_windows, self.ids))
         if self._is_complete:
             # A file of another trainer may have a header, and its ids were verified before.
             type_name = "" if self._is_outside else manifest.dtype
@@ -45,7 +50,31 @@ class _MappedSegment:
             if damage := block_checksums.file_damage(*arguments):
                 raise self._error(damage)
 
-    def verify_tokens(self, starts: np.ndarray, stops: np.ndarray) -> None:
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tokens(self, index: Index) -> np.ndarray:
+        """Return the token ids at a position, a slice or an array of positions."""
+        first, last = token_index.first_and_last(index, len(self))
+        self._verify_tokens(first, last + 1)
+        return self.ids[index]
+
+    def rows(self, index: Index, seq_len: int) -> np.ndarray:
+        """Return a row [T+1], or the rows of a slice or an array of numbers, [N, T+1]."""
+        windows = self._windows(seq_len)
+        first, last = token_index.first_and_last(index, len(windows))
+        self._verify_tokens(first * seq_len, (last + 1) * seq_len + 1)
+        return windows[index]
+
+    def slices(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Return the token ids of each range of positions."""
+        self._verify_tokens(starts, stops)
+        return [self.ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
+
+    def read_ahead(self, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Do nothing: the operating system reads local files ahead."""
+
+    def _verify_tokens(self, starts: np.ndarray, stops: np.ndarray) -> None:
         """Verify the blocks of ranges of tokens, unless they were verified before.
 
         starts: first token of each range, [n]. stops: the token after its last, [n]. Raises
@@ -80,11 +109,15 @@ class TokenFile:
 
     def __init__(self, manifest: corpus_manifest.Manifest, split: str):
         """Open the files of a split. Raises DamagedText if a file differs from its checksums."""
-        segments = corpus_manifest.split_segments(manifest, split)
-        self.segments = [_MappedSegment(manifest, segment) for segment in segments]
-        self._dtype = np.dtype(manifest.dtype)
+        self.segments = [
+            remote_segment.RemoteSegment(manifest, segment)
+            if isinstance(segment.path, remote_path.RemotePath)
+            else _MappedSegment(manifest, segment)
+            for segment in corpus_manifest.split_segments(manifest, split)
+        ]
+        self.dtype = np.dtype(manifest.dtype)
         # Position of the first token of each segment, and the number of all tokens.
-        self.starts = np.cumsum([0, *(len(segment.ids) for segment in self.segments)])
+        self.starts = np.cumsum([0, *map(len, self.segments)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -95,16 +128,39 @@ class TokenFile:
         Raises DamagedText if a block that contains them is damaged.
         """
         if len(self.segments) == 1:
-            (segment,) = self.segments
-            first, last = _first_and_last(index, len(self))
-            segment.verify_tokens(first, last + 1)
-            return segment.ids[index]
-        positions, is_single = _positions(index, len(self))
-        ids = np.empty(len(positions), self._dtype)
-        for number, is_inside, local in _by_segment(self.starts, positions):
-            self.segments[number].verify_tokens(local, local + 1)
-            ids[is_inside] = self.segments[number].ids[local]
+            return self.segments[0].tokens(index)
+        positions, is_single = token_index.as_positions(index, len(self))
+        ids = np.empty(len(positions), self.dtype)
+        for number, is_inside, local in token_index.by_segment(self.starts, positions):
+            ids[is_inside] = self.segments[number].tokens(local)
         return ids[0] if is_single else ids
+
+    @property
+    def is_remote(self) -> bool:
+        """True if a segment is read from object storage."""
+        return any(isinstance(part, remote_segment.RemoteSegment) for part in self.segments)
+
+    def slices(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Return the token ids of ranges of positions, which are read at the same time.
+
+        starts: first position of each range, [n]. stops: the position after its last.
+        """
+        first, last = (np.searchsorted(self.starts, p, "right") - 1 for p in (starts, stops - 1))
+        parts = [np.zeros(0, self.dtype)] * len(starts)
+        for number in np.unique(first):
+            inside = np.flatnonzero((first == number) & (last == number))
+            local = (positions[inside] - self.starts[number] for positions in (starts, stops))
+            for i, ids in zip(inside, self.segments[number].slices(*local), strict=True):
+                parts[i] = ids
+        for i in np.flatnonzero(first < last):
+            parts[i] = self[starts[i] : stops[i]]
+        return parts
+
+    def read_ahead(self, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Start to read ranges of positions of remote segments. See `slices`."""
+        for number, is_inside, local in token_index.by_segment(self.starts, starts):
+            lengths = (stops - starts)[is_inside]
+            self.segments[number].read_ahead(local, local + lengths)
 
 
 class TokenRows:
@@ -114,9 +170,9 @@ class TokenRows:
     """
 
     def __init__(self, file: TokenFile, seq_len: int):
-        self._file, self._seq_len = file, seq_len
-        self._rows = [_segment_rows(segment.ids, seq_len) for segment in file.segments]
-        self._starts = np.cumsum([0, *map(len, self._rows)])
+        self._file, self._seq_len, self.is_remote = file, seq_len, file.is_remote
+        n_rows = [max(len(segment) - 1, 0) // seq_len for segment in file.segments]
+        self._starts = np.cumsum([0, *n_rows])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -126,59 +182,29 @@ class TokenRows:
 
         Raises DamagedText if a block that contains them is damaged.
         """
-        if len(self._rows) == 1:
-            first, last = _first_and_last(index, len(self))
-            self._verify_rows(0, first, last)
-            return self._rows[0][index]
-        numbers, is_single = _positions(index, len(self))
-        tokens_NS = np.empty((len(numbers), self._seq_len + 1), self._file[:0].dtype)
-        for number, is_inside, local in _by_segment(self._starts, numbers):
-            self._verify_rows(number, local, local)
-            tokens_NS[is_inside] = self._rows[number][local]
+        if len(self._file.segments) == 1:
+            return self._file.segments[0].rows(index, self._seq_len)
+        numbers, is_single = token_index.as_positions(index, len(self))
+        tokens_NS = np.empty((len(numbers), self._seq_len + 1), self._file.dtype)
+        for segment, is_inside, local in token_index.by_segment(self._starts, numbers):
+            tokens_NS[is_inside] = self._file.segments[segment].rows(local, self._seq_len)
         return tokens_NS[0] if is_single else tokens_NS
+
+    def read_ahead(self, numbers: np.ndarray) -> None:
+        """Start to read rows of remote files."""
+        for segment, _, local in token_index.by_segment(self._starts, numbers):
+            starts = local * self._seq_len
+            self._file.segments[segment].read_ahead(starts, starts + self._seq_len + 1)
 
     def first_token(self, row: int) -> int:
         """Return the position in the token file of the first token of a row."""
         segment = int(np.searchsorted(self._starts, row, "right")) - 1
         return int(self._file.starts[segment] + (row - self._starts[segment]) * self._seq_len)
 
-    def _verify_rows(self, segment: int, first: np.ndarray, last: np.ndarray) -> None:
-        """Verify the blocks of ranges of rows of a segment."""
-        starts, stops = first * self._seq_len, (last + 1) * self._seq_len + 1
-        self._file.segments[segment].verify_tokens(starts, stops)
 
-
-def _segment_rows(ids: np.ndarray, seq_len: int) -> np.ndarray:
+def _row_windows(ids: np.ndarray, seq_len: int) -> np.ndarray:
     """Return the rows of consecutive tokens as a view, [N, T+1]."""
     if len(ids) <= seq_len:
         return np.zeros((0, seq_len + 1), ids.dtype)
     windows = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)
     return np.asarray(windows[::seq_len])
-
-
-def _positions(index: Index, n_items: int) -> tuple[np.ndarray, bool]:
-    """Return the items that an index selects, int64 [n], and True if it is a single number."""
-    if isinstance(index, slice):
-        return np.arange(*index.indices(n_items)), False
-    numbers = np.atleast_1d(np.asarray(index))
-    if numbers.dtype == bool:
-        numbers = np.flatnonzero(numbers)
-    return np.where(numbers < 0, numbers + n_items, numbers).astype(np.int64), np.ndim(index) == 0
-
-
-def _by_segment(starts: np.ndarray, positions: np.ndarray):
-    """Yield (segment, mask of the positions in it, their positions relative to its start)."""
-    segment_of = np.searchsorted(starts, positions, "right") - 1
-    for number in np.unique(segment_of):
-        is_inside = segment_of == number
-        yield int(number), is_inside, positions[is_inside] - starts[number]
-
-
-def _first_and_last(index: Index, n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and the last item of each range that an index selects, int64 [n]."""
-    if isinstance(index, slice):
-        items = range(n_items)[index]
-        ends = sorted((items[0], items[-1])) if items else []
-        return np.array(ends[:1], np.int64), np.array(ends[1:], np.int64)
-    numbers, _ = _positions(index, n_items)
-    return numbers, numbers

@@ -10,75 +10,86 @@ datatrove   X.ds and X.ds.index             uint16 or uint32          ends in th
 megatron    X.bin and X.idx                 named in the index        lengths in the index
 llmc        X.bin with a header of 1 kB     uint16 or uint32          -
 raw         X.bin, such as of nanoGPT       uint16, or ?dtype=TYPE    -
+datasets    X.arrow of save_to_disk         of the column ?field=     rows
 
 All numbers are little-endian. The files of a source are found by their suffix, and the format by
-the neighbors and the first bytes of a file.
+the neighbors and the first bytes of a file. Files may be in object storage: see storage/.
 """
 
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
 
+from lm.data.pretokenized import arrow_tokens
 from lm.data.sources import source_files, uri
+from lm.data.storage import byte_ranges, remote_path
 
-SUFFIXES = {".ds", ".bin"}
+SUFFIXES = {".ds", ".bin", ".arrow"}
+INFO_FILES = (".idx", ".index", ".json")  # files beside token files that describe them
 DTYPES = ("uint8", "uint16", "uint32", "int32")
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 # Codes of the types in an index of Megatron. Types with a fraction or 8 bytes are not supported.
 MEGATRON_DTYPES = {1: "uint8", 4: "int32", 8: "uint16"}
 LLMC_HEADER = 256  # int32 numbers before the tokens: magic, version, number of tokens, zeros
 LLMC_DTYPES = {20240520: "uint16", 20240801: "uint32"}  # magic -> type
-FIELDS = {"dtype": uri.choice(DTYPES)}
+FIELDS = {"dtype": uri.choice(DTYPES), "field": uri.text("the name of a column")}
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """Place and type of the tokens in a file.
+    """Place and type of consecutive tokens in a file, which may have several such parts.
 
     first_byte: bytes before the tokens. document_ends: position after the last token of each
     document, ascending int64, or None if the format does not record documents.
     """
 
-    path: Path
+    path: remote_path.AnyPath
     first_byte: int
     dtype: str
     n_tokens: int
     document_ends: np.ndarray | None = None
 
-    def tokens(self) -> np.ndarray:
-        """Return the token ids [n_tokens], mapped into memory."""
-        if not self.n_tokens:  # an empty file cannot be mapped
-            return np.zeros(0, self.dtype)
-        return np.memmap(self.path, self.dtype, "r", self.first_byte, (self.n_tokens,))
+    def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the token ids start to stop - 1; stop=None is the end of the file."""
+        stop, width = self.n_tokens if stop is None else stop, np.dtype(self.dtype).itemsize
+        first, last = (self.first_byte + position * width for position in (start, stop))
+        chunks = byte_ranges.stream_chunks(self.path, remote_path.READ_BYTES, first, last)
+        return np.frombuffer(b"".join(chunks), self.dtype)
 
 
 def list_token_files(argument: str) -> source_files.SourceFiles:
     """Return the token files of the argument of a source, with the index files beside them.
 
-    argument: PATH[?dtype=TYPE], where PATH is a file, a folder or a glob. Raises ValueError if
-    there is no token file.
+    argument: PATH[?dtype=TYPE&field=COLUMN], where PATH is a file, a folder or a glob. Raises
+    ValueError if there is no token file.
     """
-    files = source_files.list_files("tokens", _parse(argument)[0], SUFFIXES)
-    omitted = {name: n for name, n in files.omitted.items() if name not in (".idx", ".index")}
+    files = source_files.list_files("tokens", uri.split_uri(argument)[0], SUFFIXES)
+    omitted = {name: n for name, n in files.omitted.items() if name not in INFO_FILES}
     paths = [path for path in files.paths if path.suffix in SUFFIXES]
     if n_compressed := len(files.paths) - len(paths):
         omitted["compressed"] = n_compressed
     if not paths:
-        raise ValueError(f"tokens:{argument}: no file has the suffix .bin or .ds: correct the path")
+        known = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"tokens:{argument}: no file has a suffix of {known}: correct the path")
+    paths = arrow_tokens.select_arrow_files(paths, omitted)
     neighbors = [neighbor for path in paths if (neighbor := _neighbor(path)) is not None]
     return source_files.SourceFiles([*paths, *neighbors], omitted)
 
 
 def read_layouts(argument: str) -> list[TokenLayout]:
-    """Return the layout of each token file of a source. Raises ValueError for a damaged file."""
-    dtype = _parse(argument)[1]
-    paths = [path for path in list_token_files(argument).paths if path.suffix in SUFFIXES]
-    return [read_layout(path, dtype) for path in paths]
+    """Return the layouts of the token files of a source. Raises ValueError for a damaged file."""
+    values = uri.parse_uri(argument, FIELDS, "tokens:").values
+    layouts: list[TokenLayout] = []
+    for path in list_token_files(argument).paths:
+        if path.suffix == ".arrow":
+            batches = arrow_tokens.read_arrow_tokens(path, values.get("field", ""))
+            layouts += [TokenLayout(path, *batch) for batch in batches]
+        elif path.suffix in SUFFIXES:
+            layouts.append(read_layout(path, values.get("dtype", "")))
+    return layouts
 
 
-def read_layout(path: Path, dtype: str = "") -> TokenLayout:
+def read_layout(path: remote_path.AnyPath, dtype: str = "") -> TokenLayout:
     """Return the layout of a token file.
 
     dtype: type of the tokens for formats that do not record it; "" is uint16. Raises ValueError if
@@ -95,24 +106,31 @@ def read_layout(path: Path, dtype: str = "") -> TokenLayout:
         source_files.raise_unreadable(error)
 
 
-def _parse(argument: str) -> tuple[str, str]:
-    name, values = uri.parse_uri(argument, FIELDS, "tokens:")
-    return name, values.get("dtype", "")
+def _read_content(path: remote_path.AnyPath) -> np.ndarray:
+    """Return the bytes of an index, uint8. A local file is mapped into memory."""
+    if isinstance(path, remote_path.RemotePath):
+        return np.frombuffer(path.read_bytes(), np.uint8)
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
 
 
-def _neighbor(path: Path) -> Path | None:
+def _neighbor(path: remote_path.AnyPath) -> remote_path.AnyPath | None:
     """Return the index file beside a token file, None without one."""
-    index = Path(f"{path}.index") if path.suffix == ".ds" else path.with_suffix(".idx")
+    is_datatrove = path.suffix == ".ds"
+    if path.suffix == ".arrow":
+        return None
+    index = path.parent / f"{path.name}.index" if is_datatrove else path.with_suffix(".idx")
     return index if index.exists() else None
 
 
-def _read_datatrove(path: Path, index: Path | None, dtype: str) -> TokenLayout:
+def _read_datatrove(
+    path: remote_path.AnyPath, index: remote_path.AnyPath | None, dtype: str
+) -> TokenLayout:
     """Return the layout of a .ds file. The index gives the width of a token."""
     n_bytes = path.stat().st_size
     if index is None:
         return _read_raw(path, dtype)
     n_index_bytes = index.stat().st_size
-    ends = np.fromfile(index, "<u8").astype(np.int64)
+    ends = np.frombuffer(index.read_bytes()[: n_index_bytes // 8 * 8], "<u8").astype(np.int64)
     n_tokens = int(ends[-1]) if len(ends) else 0
     width = n_bytes // n_tokens if n_tokens else 2
     is_ascending = bool((np.diff(ends, prepend=0) >= 0).all())
@@ -124,7 +142,7 @@ def _read_datatrove(path: Path, index: Path | None, dtype: str) -> TokenLayout:
     return TokenLayout(path, 0, f"uint{8 * width}", n_tokens, ends)
 
 
-def _read_megatron(path: Path, index: Path) -> TokenLayout:
+def _read_megatron(path: remote_path.AnyPath, index: remote_path.AnyPath) -> TokenLayout:
     """Return the layout of a .bin file of Megatron from its .idx file.
 
     The index has a magic of 9 bytes, version (uint64), code of the type (uint8), number of
@@ -138,7 +156,7 @@ def _read_megatron(path: Path, index: Path) -> TokenLayout:
         ]
     )
     remedy, n_index_bytes = "copy both files again", index.stat().st_size
-    content = np.memmap(index, np.uint8, "r") if n_index_bytes else np.zeros(0, np.uint8)
+    content = _read_content(index)
     if n_index_bytes < header.itemsize or content[:9].tobytes() != MEGATRON_MAGIC:
         raise ValueError(f"{index}: is not an index of Megatron (MMIDIDX): {remedy}")
     values = np.frombuffer(content, header, 1)[0]
@@ -165,9 +183,9 @@ def _read_megatron(path: Path, index: Path) -> TokenLayout:
     return TokenLayout(path, 0, dtype, n_tokens, np.unique(stops[limits[limits > 0]]))
 
 
-def _read_bin(path: Path, dtype: str) -> TokenLayout:
+def _read_bin(path: remote_path.AnyPath, dtype: str) -> TokenLayout:
     """Return the layout of a .bin file without an index: llm.c if it has its header, else raw."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         header = np.frombuffer(file.read(4 * LLMC_HEADER).ljust(4 * LLMC_HEADER, b"\0"), "<i4")
     magic, _, n_tokens = (int(number) for number in header[:3])
     if magic not in LLMC_DTYPES or header[3:].any():
@@ -181,10 +199,10 @@ def _read_bin(path: Path, dtype: str) -> TokenLayout:
     return TokenLayout(path, 4 * LLMC_HEADER, dtype, n_tokens)
 
 
-def _read_raw(path: Path, dtype: str) -> TokenLayout:
+def _read_raw(path: remote_path.AnyPath, dtype: str) -> TokenLayout:
     """Return the layout of a file of tokens only."""
     dtype = dtype or "uint16"
-    n_bytes, width = os.stat(path).st_size, np.dtype(dtype).itemsize
+    n_bytes, width = path.stat().st_size, np.dtype(dtype).itemsize
     if n_bytes % width:
         raise ValueError(
             f"{path}: {n_bytes:,} bytes are not a whole number of tokens of type {dtype}: choose"

@@ -12,16 +12,18 @@ The documents of a source have a fixed order. Supported URIs:
                              is "text"
     parquet:PATH[?field=NAME]                        one document per row
     tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]  a prepared TFDS dataset: see tfds.py
-    hf:NAME[:CONFIG]/SPLIT[?field=NAME]              streamed from the Hugging Face hub (extra: hf)
+    hf:NAME[@REVISION][:CONFIG]/SPLIT[?field=NAME]   streamed from the Hugging Face hub (extra: hf)
     synthetic:machine[?states=N&...]                 language of a hidden-state machine:
     synthetic:grammar[?words=N&...]                  or of nested phrases: synthetic_languages.py
     chat:PATH[?template=NAME&only=TASK,...&cap=N]    JSON Lines of conversations: see chat.py
     tasks:NAME[?FIELD=LOW-HIGH&...][+NAME...]        training text of tasks: synthetic_tasks.py
-    tokens:PATH[?dtype=TYPE]                         token files of datatrove, Megatron, llm.c and
-                             nanoGPT, read without copying: see pretokenized/token_formats.py
+    tokens:PATH[?dtype=TYPE&field=COLUMN]            token files of datatrove, Megatron, llm.c,
+                             nanoGPT and datasets, see pretokenized/token_formats.py
 
-A PATH is a file, a folder or a glob with **, and {a,b}. Text and JSON may be compressed by gzip,
-zstd, bzip2 or xz, and is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+A PATH is a file, a folder or a glob with **, and {a,b}. It may be an address of object storage:
+gs://, s3:// or hf://datasets/OWNER/NAME/..., see storage/remote_path.py. Text and JSON may be
+compressed by gzip, zstd, bzip2 or xz, and is in UTF-8, or in UTF-16 or UTF-32 with a byte order
+mark.
 
 A new kind of source needs a reader function in this file and a row in USAGE and READERS. A source
 of files also needs a row in FILES, so that a changed file is prepared again.
@@ -29,12 +31,9 @@ of files also needs a row in FILES, so that a changed file is prepared again.
 
 import functools
 import hashlib
-import importlib
 import itertools
-import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm.config import field_names
@@ -49,23 +48,27 @@ from lm.data.sources import (
     tfds,
     uri,
 )
+from lm.data.sources.hub import hub_dataset
+from lm.data.storage import remote_path
 
 Document = readers.Document
 UNREAD_REASONS = ("broken", "empty")  # records without usable text
-_USUAL_SPLIT = re.compile(r"(train|test|valid|val|dev|eval|unsupervised|all|full)", re.IGNORECASE)
 
 
 def open_source(
-    source: str, on_error: readers.ErrorHandler = readers.raise_error, start: int = 0
+    source: str,
+    on_error: readers.ErrorHandler = readers.raise_error,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[Document]:
-    """Yield all documents of a source from shard `start` on, duplicates included.
+    """Yield all documents of the shards start to stop - 1 of a source, duplicates included.
 
     Newlines are normalized to \\n. `on_error` is called with a one-line message for each input
     that is binary, not UTF-8 or malformed. If it returns, exactly that line, row or piece of text
     is skipped, or the remaining shard if it cannot be read. A record without text gives a document
     without text. Raises ValueError for a missing source, also if `on_error` returns.
     """
-    for number, shard in enumerate(list_shards(source)[start:], start):
+    for number, shard in enumerate(list_shards(source)[start:stop], start):
         yield from _read_part(shard, number, on_error)
 
 
@@ -122,20 +125,23 @@ def list_shards(source: str) -> list[readers.Shard]:
     return READERS[prefix](argument)
 
 
-def source_fingerprint(source: str) -> list:
+def source_fingerprint(source: str, cache: Path | None = None) -> list:
     """Return values that change whenever the documents of a source change.
 
     The values of built-in text are package versions. The values of files are path, size and
-    modification time. No text is read, so a call takes milliseconds.
+    modification time. No text is read, so a call takes milliseconds. cache: local folder of all
+    prepared text; with it, the values of a dataset of the hub are its name and its commit.
     """
     prefix, argument = _parse_source(source)
     if prefix in VERSIONS:
         return list(VERSIONS[prefix]().items())
+    if prefix == "hf":
+        return hub_dataset.hub_fingerprint(source, _split_field(argument)[0], cache)
     if prefix not in FILES:
-        # Generated text depends only on the source name. Streamed text is assumed not to change.
+        # Generated text depends only on the source name.
         return [source]
-    stats = [(path, path.stat()) for path in FILES[prefix](argument).paths]
-    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    paths = FILES[prefix](argument).paths
+    return [(str(path), *remote_path.content_version(path)) for path in paths]
 
 
 def omitted_files(source: str) -> dict[str, int]:
@@ -157,9 +163,15 @@ def print_omissions(source: str, files: dict[str, int], dropped: dict[str, int])
         print(f"{source}: left out {'; '.join(parts)}", file=sys.stderr, flush=True)
 
 
-def source_versions(source: str) -> dict[str, str]:
-    """Return {package: version} of the packages in a built-in source, {} for other sources."""
-    return VERSIONS.get(_parse_source(source)[0], dict)()
+def source_versions(source: str, fingerprint: list) -> dict[str, str]:
+    """Return {package: version} of a built-in source, or {"commit": hash} of a dataset of the hub.
+
+    fingerprint: that of the source. Other sources have {}.
+    """
+    prefix = _parse_source(source)[0]
+    if prefix == "hf":
+        return hub_dataset.recorded_commit(fingerprint)
+    return VERSIONS.get(prefix, dict)()
 
 
 def validate_forbidden_tasks(source: str, forbidden: str) -> None:
@@ -232,66 +244,7 @@ def _tfds(argument: str) -> list[readers.Shard]:
 
 
 def _hf(argument: str) -> list[readers.Shard]:
-    """Return one shard that streams a split of a dataset from the Hugging Face hub."""
-    dataset, field = _split_field(argument)
-    name, split = _split_hf_name(dataset)
-    name, _, config_name = name.partition(":")
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise ValueError(f"hf:{argument} needs a missing package: uv sync --extra hf") from None
-    if Path(name, "state.json").is_file():
-        raise ValueError(
-            f"hf:{dataset}: {name} was written by Dataset.save_to_disk: write it by"
-            " Dataset.to_parquet, and read it as parquet:FILE"
-        )
-    try:
-        rows = datasets.load_dataset(name, config_name or None, split=split, streaming=True)
-    except Exception as error:  # the library has no narrower class
-        raise ValueError(
-            f"hf:{dataset}: split {split!r} of {name!r} cannot be read"
-            f" ({readers.first_line(str(error))}): correct hf:NAME[:CONFIG]/SPLIT"
-        ) from None
-
-    def read(on_error: readers.ErrorHandler) -> Iterator[Document]:
-        for number, row in enumerate(_stream_rows(rows, dataset, on_error)):
-            where = f"hf:{dataset} row {number}"
-            if isinstance(row.get(field, 0), str | None):
-                yield Document(readers.normalize_newlines(row[field] or ""), where)
-            else:
-                names = readers.format_names(row)
-                on_error(f"{where}: has no text in {field!r} but {names}: choose with ?field=")
-
-    return [read]
-
-
-def _split_hf_name(dataset: str) -> tuple[str, str]:
-    """Return (NAME[:CONFIG], split) of an hf: source. Raises ValueError if it names no split."""
-    name, _, split = dataset.rpartition("/")
-    # A split may have any name, so OWNER/NAME and FOLDER without a split have a valid form. Then
-    # the last part is a split only if it has a usual name.
-    is_ambiguous = "/" not in name or os.path.isdir(os.path.expanduser(dataset))
-    is_local = bool(name) and os.path.isdir(os.path.expanduser(name)) and not Path(dataset).is_dir()
-    if not name or (is_ambiguous and not is_local and not _USUAL_SPLIT.match(split)):
-        raise ValueError(f"hf:{dataset} names no split: write it as hf:{dataset}/train")
-    return os.path.expanduser(name), split
-
-
-def _stream_rows(
-    rows: Iterable[dict], dataset: str, on_error: readers.ErrorHandler
-) -> Iterator[dict]:
-    """Yield the rows of a dataset, and report an error of its library."""
-    iterator = iter(rows)
-    while True:
-        try:
-            row = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:  # the library has no narrower class
-            reason = readers.first_line(str(error))
-            on_error(f"hf:{dataset}: reading failed ({reason}): repeat the command")
-            return
-        yield row
+    return hub_dataset.hub_shards(*_split_field(argument))
 
 
 def _synthetic(argument: str) -> list[readers.Shard]:
@@ -343,11 +296,11 @@ USAGE = {
     "jsonl": "jsonl:PATH[?field=NAME]",
     "parquet": "parquet:PATH[?field=NAME]",
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
-    "hf": "hf:NAME[:CONFIG]/SPLIT[?field=NAME]",
+    "hf": "hf:NAME[@REVISION][:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
     "chat": "chat:PATH[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
     "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
-    "tokens": "tokens:PATH[?dtype=TYPE]",
+    "tokens": "tokens:PATH[?dtype=TYPE&field=COLUMN]",
 }
 # Prefix -> function of the argument that returns the shards of a source.
 READERS = {

@@ -11,9 +11,9 @@ folders data and runs, which may be links. The home directory and the folders ab
 private files, so there only data and runs count. Built-in and synthetic text is always permitted.
 
 The flag --allow_path=FOLDER grants a folder. --allow_path=gs://BUCKET/FOLDER grants a folder in a
-bucket, and --allow_path=hf:NAME a dataset of the Hugging Face hub. Links and ".." are resolved
-before a path is compared. Values of the command line and of the config files of the user need no
-permission.
+bucket, as does s3://BUCKET/FOLDER, and --allow_path=hf:NAME a dataset of the Hugging Face hub.
+Links and ".." are resolved before a path is compared. Values of the command line and of the config
+files of the user need no permission.
 """
 
 import dataclasses
@@ -170,13 +170,20 @@ def _source_problem(source: str, permissions: Permissions) -> str:
     prefix, _, argument = source.partition(":")
     if prefix == "hf":
         name = uri.split_uri(source)[0]
-        return "" if permissions.allow_name(name) else name
+        # A permission of a dataset includes all its revisions.
+        names = (name, name.partition("@")[0])
+        return "" if any(map(permissions.allow_name, names)) else name
     if prefix == "tfds":
-        folder = str(tfds.dataset_folder(uri.split_uri(argument)[0]))
+        folder = os.fspath(tfds.dataset_folder(uri.split_uri(argument)[0]))
         return "" if permissions.allow_reading(folder) else folder
     if prefix not in documents.FILES:
         return ""  # built-in and synthetic text, and unknown sources, which are rejected later
     pattern = argument if prefix == "text" else uri.split_uri(argument)[0]
+    if filesystem.is_remote(pattern):
+        # All objects that match a pattern are in the last folder before its first glob character.
+        fixed, *globs = _GLOB_CHARACTERS.split(pattern, maxsplit=1)
+        address = fixed.rpartition("/")[0] if globs else fixed
+        return "" if permissions.allow_name(address) else address
     folder = _fixed_part(pattern)
     if not permissions.allow_reading(folder):
         return os.path.realpath(folder)

@@ -15,10 +15,10 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from lm.data.sources import source_files
+from lm.data.storage import remote_path
 
 # A text file is split into documents of about this size, so that some can be held out.
 PIECE_BYTES = 1 << 14
@@ -63,7 +63,7 @@ def read_text(pattern: str) -> list[Shard]:
     return [functools.partial(_file_pieces, file) for file in text_files(pattern).paths]
 
 
-def _file_pieces(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
+def _file_pieces(path: remote_path.AnyPath, on_error: ErrorHandler) -> Iterator[Document]:
     """Yield the documents of a text file. The first text is the home of all later documents."""
     home = ""
     for document in _text_documents(path, on_error):
@@ -72,7 +72,7 @@ def _file_pieces(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
             home = document.text
 
 
-def _text_documents(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
+def _text_documents(path: remote_path.AnyPath, on_error: ErrorHandler) -> Iterator[Document]:
     """Yield the documents of a text file, split at blank lines and within very long lines.
 
     A file without text gives one document without text.
@@ -92,7 +92,7 @@ def _text_documents(path: Path, on_error: ErrorHandler) -> Iterator[Document]:
         yield Document("", str(path))
 
 
-def _text_pieces(path: Path) -> Iterator[tuple[int, bytes]]:
+def _text_pieces(path: remote_path.AnyPath) -> Iterator[tuple[int, bytes]]:
     """Yield (position, content) of the pieces of a text file."""
     start, end, lines = 0, 0, []
     for line in source_files.read_lines(path, PIECE_BYTES):
@@ -124,7 +124,7 @@ def jsonl_files(pattern: str, field: str) -> list[Shard]:
     return [functools.partial(_jsonl, path, field) for path in json_files("jsonl", pattern).paths]
 
 
-def _jsonl(path: Path, field: str, on_error: ErrorHandler) -> Iterator[Document]:
+def _jsonl(path: remote_path.AnyPath, field: str, on_error: ErrorHandler) -> Iterator[Document]:
     for where, row in read_json_lines(path, on_error):
         try:
             yield Document(normalize_newlines(_text_field(row, field, where)), where)
@@ -145,13 +145,16 @@ def read_parquet(pattern: str, field: str) -> list[Shard]:
     return [functools.partial(_parquet, path, field) for path in parquet_files(pattern).paths]
 
 
-def _parquet(path: Path, field: str, on_error: ErrorHandler) -> Iterator[Document]:
+def _parquet(path: remote_path.AnyPath, field: str, on_error: ErrorHandler) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with (
+            path.open("rb") as stream,
+            pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True) as file,
+        ):
             _check_column(file.schema_arrow, field, path)
             for batch in file.iter_batches(batch_size=1024, columns=[field]):
                 for value in batch.column(0):
@@ -170,7 +173,7 @@ def _parquet(path: Path, field: str, on_error: ErrorHandler) -> Iterator[Documen
         )
 
 
-def _check_column(schema, field: str, path: Path) -> None:
+def _check_column(schema, field: str, path: remote_path.AnyPath) -> None:
     """Raise ValueError unless an Arrow schema has a column of text."""
     import pyarrow
 
@@ -207,7 +210,9 @@ def format_names(names: Iterable[str]) -> str:
     return first_line(text).encode(errors="backslashreplace").decode()[:400] or "nothing"
 
 
-def read_json_lines(path: Path, on_error: ErrorHandler = raise_error) -> Iterator[tuple[str, dict]]:
+def read_json_lines(
+    path: remote_path.AnyPath, on_error: ErrorHandler = raise_error
+) -> Iterator[tuple[str, dict]]:
     """Yield ("FILE line N", object) of each record of a file: JSON Lines or one JSON array.
 
     `on_error` is called for each line that is not a JSON object in UTF-8, and for a file that
@@ -232,7 +237,7 @@ def read_json_lines(path: Path, on_error: ErrorHandler = raise_error) -> Iterato
 
 
 def _array_records(
-    path: Path, lines: Iterator[tuple[int, bytes]], on_error: ErrorHandler
+    path: remote_path.AnyPath, lines: Iterator[tuple[int, bytes]], on_error: ErrorHandler
 ) -> Iterator[tuple[str, dict]]:
     """Yield the objects of a JSON array up to the line of its end.
 
@@ -263,7 +268,7 @@ def _array_records(
 
 
 def _parse_group(
-    path: Path, group: list[tuple[int, str]], on_error: ErrorHandler
+    path: remote_path.AnyPath, group: list[tuple[int, str]], on_error: ErrorHandler
 ) -> Iterator[tuple[str, dict]]:
     """Yield the objects in lines of an array, which contain complete elements if they are valid.
 

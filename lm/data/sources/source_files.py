@@ -6,10 +6,9 @@
         text = decode_text(line, "where")
 
 The first bytes of a file determine its compression (gzip, zstd, bzip2, xz) and its encoding. Text
-without a byte order mark is UTF-8.
+without a byte order mark is UTF-8. Paths may be addresses of object storage: see storage/.
 """
 
-import bz2
 import codecs
 import collections
 import glob
@@ -18,11 +17,13 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import zstandard
+
+from lm.data.storage import decompression, remote_path
 
 TEXT_SUFFIXES = {
     *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org"),
@@ -31,42 +32,9 @@ TEXT_SUFFIXES = {
 }
 JSON_SUFFIXES = {".jsonl", ".json", ".ndjson", ".jsonlines"}
 PARQUET_SUFFIXES = {".parquet", ".parq", ".pq"}
-CHUNK_BYTES = 1 << 14  # bytes of plain text that are read at once
-# Compressed bytes that are read at once. They become at most 128 MiB: zstd has the highest ratio,
-# with 128 KiB of equal bytes in a block of 4 bytes.
-COMPRESSED_CHUNK_BYTES = 1 << 12
 MAX_LINE_BYTES = 1 << 30  # of a line that is read as a whole
 KERNEL_FOLDERS = ("/proc", "/sys")
 WHOLE_DISK = ("/", "/dev", *KERNEL_FOLDERS)
-HEAD_BYTES = 512  # bytes at the start of a file that identify its format
-MAX_ZSTD_WINDOW = 1 << 31  # bytes; zstd --long=31, the largest window of the format
-
-
-class Compression(NamedTuple):
-    """A compression format."""
-
-    suffixes: tuple[str, ...]
-    magic: bytes  # first bytes of a file, as a regular expression
-    n_magic: int  # number of these bytes
-    open: Callable[[], Any]  # returns a new decompressor of one stream
-
-
-COMPRESSIONS = (
-    Compression((".gz", ".gzip"), rb"\x1f\x8b", 2, lambda: zlib.decompressobj(wbits=31)),
-    Compression(
-        (".zst", ".zstd"),
-        rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",  # a frame, or a frame of metadata
-        4,
-        lambda: zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompressobj(),
-    ),
-    Compression(
-        (".bz2",),
-        rb"BZh[1-9](?:\x31\x41\x59\x26\x53\x59|\x17\x72\x45\x38\x50\x90)",
-        10,
-        bz2.BZ2Decompressor,
-    ),
-    Compression((".xz",), rb"\xfd7zXZ\x00", 6, lzma.LZMADecompressor),
-)
 # First bytes of formats that contain no plain text -> (name, remedy).
 OTHER_FORMATS = {
     b"PK\x03\x04": ("a zip archive", "unpack it"),
@@ -75,13 +43,6 @@ OTHER_FORMATS = {
     b"\x1f\x9d": ("compressed by compress", "unpack it"),
     b"PAR1": ("a Parquet file", "read it as parquet:FILE"),
     b"%PDF-": ("a PDF file", "convert it to text"),
-}
-# Byte order mark -> codec. The mark of UTF-32 begins with the mark of UTF-16, so it is first.
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
 }
 _READ_ERRORS = (
     *(OSError, EOFError, UnicodeError, MemoryError),
@@ -94,7 +55,7 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 class SourceFiles(NamedTuple):
     """The files of a source, and the number of files that are not read."""
 
-    paths: list[Path]
+    paths: list[remote_path.AnyPath]
     omitted: dict[str, int]  # suffix or reason -> number of files
 
 
@@ -107,10 +68,8 @@ def list_files(kind: str, pattern: str, suffixes: set[str]) -> SourceFiles:
     ValueError if there is no such file.
     """
     source = f"{kind}:{pattern}"
-    if "://" in pattern:
-        raise ValueError(
-            f"{source}: a remote address is not supported: copy the files to a local folder"
-        )
+    if remote_path.is_remote_address(pattern):
+        return _list_remote_files(source, pattern, suffixes)
     path = Path(os.path.expanduser(pattern))
     omitted: collections.Counter[str] = collections.Counter()
     try:
@@ -128,7 +87,18 @@ def list_files(kind: str, pattern: str, suffixes: set[str]) -> SourceFiles:
         regular = [path for path in paths if _is_regular(path, omitted)]
     except OSError as error:
         raise_unreadable(error)
-    if not regular:
+    return _checked_files(source, path, regular, omitted, suffixes)
+
+
+def _checked_files(
+    source: str,
+    path: remote_path.AnyPath,
+    files: Sequence[remote_path.AnyPath],
+    omitted: collections.Counter[str],
+    suffixes: set[str],
+) -> SourceFiles:
+    """Return the files of a source. Raises ValueError if there is no file."""
+    if not files:
         counts = format_counts(omitted)
         left_out = f" (left out: {counts})" if counts else ""
         if path.is_dir():
@@ -137,7 +107,58 @@ def list_files(kind: str, pattern: str, suffixes: set[str]) -> SourceFiles:
                 f"{source}: contains no file with {known}{left_out}: name a file or a glob"
             )
         raise ValueError(f"{source}: no file matches {path}{left_out}: correct the pattern")
-    return SourceFiles(regular, dict(sorted(omitted.items())))
+    return SourceFiles(list(files), dict(sorted(omitted.items())))
+
+
+def _list_remote_files(source: str, pattern: str, suffixes: set[str]) -> SourceFiles:
+    """Return the objects of an address, a folder or a glob in object storage. See `list_files`."""
+    omitted: collections.Counter[str] = collections.Counter()
+    try:
+        path = _open_address(source, pattern)
+        if path.is_file():
+            files = [path]
+        elif path.is_dir():
+            n_folder = len(str(path).rstrip("/")) + 1
+            files = [
+                file
+                for file in path.find_files()
+                if _has_suffix(str(file)[n_folder:], suffixes, omitted)
+            ]
+        elif _GLOB_CHARACTERS.search(pattern):
+            globs = _expand_braces(pattern)
+            matches = {file for text in globs for file in path.find_matches(text)}
+            files = sorted((file for file in matches if file.is_file()), key=str)
+            if n_folders := len(matches) - len(files):
+                omitted["folder"] = n_folders
+        else:
+            raise ValueError(f"{source}: there is no such object or folder: correct the address")
+    except OSError as error:
+        raise_unreadable(error)
+    return _checked_files(source, path, files, omitted, suffixes)
+
+
+def _open_address(source: str, address: str) -> remote_path.RemotePath:
+    """Return the path of an address. Raises ValueError, naming the source, for its scheme."""
+    try:
+        return remote_path.RemotePath(address)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _has_suffix(name: str, suffixes: set[str], omitted: collections.Counter[str]) -> bool:
+    """Return True if a file below a folder has one of the suffixes, and count it otherwise."""
+    *folders, file_name = name.split("/")
+    base, compression = decompression.split_compression(file_name.lower())
+    suffix = os.path.splitext(base)[1]
+    if any(folder.startswith(".") for folder in folders):
+        omitted["in a hidden folder"] += 1
+    elif file_name.startswith("."):
+        omitted["hidden"] += 1
+    elif suffix in suffixes:
+        return True
+    else:
+        omitted[f"{suffix}{compression}" or "without suffix"] += 1
+    return False
 
 
 def _check_not_root(source: str, path: Path) -> None:
@@ -182,14 +203,8 @@ def _files_below(top: Path, suffixes: set[str], omitted: collections.Counter[str
                 visited.add(real)
                 folders.append(name)
         for name in sorted(files):
-            base, compression = _split_compression(name.lower())
-            suffix = os.path.splitext(base)[1]
-            if name.startswith("."):
-                omitted["hidden"] += 1
-            elif suffix in suffixes:
+            if _has_suffix(name, suffixes, omitted):
                 paths.append(Path(folder, name))
-            else:
-                omitted[f"{suffix}{compression}" or "without suffix"] += 1
     return paths
 
 
@@ -217,13 +232,6 @@ def _is_regular(path: Path, omitted: collections.Counter[str]) -> bool:
     return False
 
 
-def _split_compression(name: str) -> tuple[str, str]:
-    """Return a file name without the suffix of its compression, and that suffix or ""."""
-    base, suffix = os.path.splitext(name)
-    is_compressed = any(suffix in compression.suffixes for compression in COMPRESSIONS)
-    return (base, suffix) if is_compressed else (name, "")
-
-
 def _expand_braces(pattern: str) -> list[str]:
     """Return the patterns of all alternatives in braces, as in a shell."""
     match = _BRACES.search(pattern)
@@ -237,7 +245,7 @@ def _expand_braces(pattern: str) -> list[str]:
     ]
 
 
-def read_lines(path: Path, max_bytes: int = 0) -> Iterator[bytes]:
+def read_lines(path: remote_path.AnyPath, max_bytes: int = 0) -> Iterator[bytes]:
     r"""Yield the lines of a file in UTF-8, each with its line end \n, \r or \r\n.
 
     With max_bytes, a line longer than 4 max_bytes is yielded in fragments of at most max_bytes
@@ -306,17 +314,19 @@ def decode_text(raw: bytes, where: str, start: int = 0) -> str:
         ) from None
 
 
-def _read_utf8(path: Path) -> Iterator[bytes]:
+def _read_utf8(path: remote_path.AnyPath) -> Iterator[bytes]:
     """Yield the decompressed content of a file in UTF-8, in chunks."""
     try:
-        with open(path, "rb") as file:
-            chunks = _decompress(file, path)
+        with path.open("rb") as file:
+            chunks = decompression.decompress(file, path.suffix)
             head = b""
-            while len(head) < HEAD_BYTES and (chunk := next(chunks, b"")):
+            while len(head) < decompression.HEAD_BYTES and (chunk := next(chunks, b"")):
                 head += chunk
             _reject_other_format(head, path)
             chunks = itertools.chain([head], chunks)
-            mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), b"")
+            mark = next(
+                (mark for mark in decompression.BYTE_ORDER_MARKS if head.startswith(mark)), b""
+            )
             yield from _transcode(chunks, mark) if mark else chunks
     except _READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # bzip2 has errors without a number
@@ -324,52 +334,7 @@ def _read_utf8(path: Path) -> Iterator[bytes]:
         raise ValueError(f"{path}: cannot be read to its end ({error}): replace the file") from None
 
 
-def _decompress(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """Yield the non-empty decompressed chunks of all streams of a file, or of a plain file.
-
-    Raises EOFError if the last stream is truncated.
-    """
-    head = file.read(HEAD_BYTES)
-    file.seek(0)
-    suffix = path.suffix.lower()
-    for compression in COMPRESSIONS:
-        if re.match(compression.magic, head):
-            break
-        # A compressed file is never empty. Another file with its suffix may be plain text.
-        if suffix in compression.suffixes and len(head) < compression.n_magic:
-            raise EOFError(f"the {suffix} file has only {len(head)} bytes")
-        if suffix in compression.suffixes and not _is_text(head):
-            raise EOFError(f"it begins neither like a {suffix} file nor like text")
-    else:
-        yield from iter(lambda: file.read(CHUNK_BYTES), b"")
-        return
-    decompressor = compression.open()
-    for chunk in iter(lambda: file.read(COMPRESSED_CHUNK_BYTES), b""):
-        while chunk:
-            if decompressor.eof:
-                chunk = chunk.lstrip(b"\0")  # padding after a stream
-                if not chunk:
-                    break
-                decompressor = compression.open()
-            if content := decompressor.decompress(chunk):
-                yield content
-            chunk = decompressor.unused_data if decompressor.eof else b""
-    if not decompressor.eof:
-        raise EOFError(f"the file ends within a {compression.suffixes[0]} stream")
-
-
-def _is_text(head: bytes) -> bool:
-    """Return True if the first bytes of a file may be text in a supported encoding."""
-    if head.startswith(tuple(BYTE_ORDER_MARKS)):
-        return True
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return "\0" not in text
-
-
-def _reject_other_format(head: bytes, path: Path) -> None:
+def _reject_other_format(head: bytes, path: remote_path.AnyPath) -> None:
     """Raise ValueError if a file begins like a known format that is not plain text."""
     if head[257:262] == b"ustar":
         raise ValueError(f"{path}: is a tar archive, not text: unpack it")
@@ -384,7 +349,7 @@ def _transcode(chunks: Iterator[bytes], mark: bytes) -> Iterator[bytes]:
     Half a surrogate pair becomes invalid UTF-8, so that `decode_text` rejects only its line. Raises
     UnicodeError if the text ends within a character.
     """
-    decoder = codecs.getincrementaldecoder(BYTE_ORDER_MARKS[mark])("surrogatepass")
+    decoder = codecs.getincrementaldecoder(decompression.BYTE_ORDER_MARKS[mark])("surrogatepass")
     text = decoder.decode(next(chunks).removeprefix(mark))
     for chunk in chunks:
         yield text.encode("utf-8", "surrogatepass")
@@ -392,7 +357,7 @@ def _transcode(chunks: Iterator[bytes], mark: bytes) -> Iterator[bytes]:
     yield (text + decoder.decode(b"", final=True)).encode("utf-8", "surrogatepass")
 
 
-def raise_unreadable(error: OSError, path: Path | None = None) -> NoReturn:
+def raise_unreadable(error: OSError, path: remote_path.AnyPath | None = None) -> NoReturn:
     """Raise ValueError with the path and reason of an OSError."""
     reason = error.strerror or error
     raise ValueError(f"{path or error.filename}: cannot be read ({reason})") from None

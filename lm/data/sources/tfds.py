@@ -6,17 +6,23 @@
 
 Datasets must be prepared by `tfds build NAME --file_format=array_record` or by
 experiments/make_tfds.py. Only their files are read: no code of the dataset runs and nothing is
-downloaded. The folder of all datasets is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+downloaded. The folder of all datasets is $TFDS_DATA_DIR, or ~/tensorflow_datasets. If it is in
+object storage, such as gs://tfds-data/datasets, one file at a time is copied to the local disk.
 """
 
+import dataclasses
 import functools
+import itertools
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lm.data.sources import readers, source_files
+from lm.data.storage import remote_path
 
 BATCH = 256  # examples read at once
 SHARD = 64 * BATCH  # examples per shard
@@ -25,7 +31,8 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 def tfds_files(name: str) -> source_files.SourceFiles:
     """Return the files of the prepared dataset NAME[/CONFIG][:VERSION]/SPLIT, sorted."""
-    paths = sorted(path for path in _find_dataset(name)[0].iterdir() if path.is_file())
+    folder = _find_dataset(name)[0]
+    paths = sorted((path for path in folder.iterdir() if path.is_file()), key=str)
     return source_files.SourceFiles(paths, {})
 
 
@@ -38,6 +45,8 @@ def tfds_shards(name: str, field: str) -> list[readers.Shard]:
     import tensorflow_datasets
 
     folder, split = _find_dataset(name)
+    if isinstance(folder, remote_path.RemotePath):
+        return _remote_shards(name, field, folder, split)
     try:
         builder: Any = tensorflow_datasets.builder_from_directory(folder)
         known = ", ".join(builder.info.splits) or "none"
@@ -64,10 +73,102 @@ def tfds_shards(name: str, field: str) -> list[readers.Shard]:
     return [functools.partial(_read_shard, name, field, examples, start) for start in starts]
 
 
-def _read_shard(
-    name: str, field: str, examples: Any, start: int, on_error: readers.ErrorHandler
+def _remote_shards(
+    name: str, field: str, folder: remote_path.RemotePath, split: Any
+) -> list[readers.Shard]:
+    """Return one shard per file of a split in object storage."""
+    import tensorflow_datasets
+    from tensorflow_datasets.core.data_sources import base
+
+    with tempfile.TemporaryDirectory() as copy:
+        for path in folder.iterdir():
+            if path.suffix == ".json":
+                Path(copy, path.name).write_bytes(path.read_bytes())
+        try:
+            builder: Any = tensorflow_datasets.builder_from_directory(copy)
+            instructions = list(base.file_instructions(builder.info, split))
+        except Exception as error:  # the library has no narrower class
+            reason = readers.first_line(str(error))
+            raise ValueError(
+                f"tfds:{name}: split {split!r} in {folder} cannot be read ({reason}): correct the"
+                " name, or prepare it again"
+            ) from None
+    if str(builder.info.file_format) != "FileFormat.ARRAY_RECORD":
+        raise ValueError(
+            f"tfds:{name}: is stored as {builder.info.file_format}, which needs TensorFlow: "
+            f"prepare it with --file_format=array_record"
+        )
+    starts = itertools.accumulate((part.take for part in instructions), initial=0)
+    return [
+        functools.partial(
+            *(_read_remote_file, name, field, folder / Path(part.filename).name, part),
+            *(builder.info.features, start),
+        )
+        for part, start in zip(instructions, starts, strict=False)
+    ]
+
+
+def _read_remote_file(
+    name: str,
+    field: str,
+    file: remote_path.RemotePath,
+    part: Any,
+    features: Any,
+    first_number: int,
+    on_error: readers.ErrorHandler,
 ) -> Iterator[readers.Document]:
-    """Yield the documents of the SHARD examples from `start` on."""
+    """Yield the documents of a file, of which a local copy exists while it is read.
+
+    part: the examples of the split in the file. first_number: number of its first example.
+    """
+    from array_record.python import array_record_data_source
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, file.name)
+        try:
+            with file.open("rb") as remote_file, open(copy, "wb") as local_file:
+                shutil.copyfileobj(remote_file, local_file, remote_path.READ_BYTES)
+            records = array_record_data_source.ArrayRecordDataSource(
+                [dataclasses.replace(part, filename=os.fspath(copy))]
+            )
+        except Exception as error:  # the library has no narrower class
+            reason = getattr(error, "strerror", None) or readers.first_line(str(error))
+            on_error(f"tfds:{name}: {file} cannot be read ({reason}): prepare it again")
+            return
+        examples = _DecodedRecords(records, features)
+        for start in range(0, len(records), SHARD):
+            yield from _read_shard(name, field, examples, start, on_error, first_number)
+
+
+class _DecodedRecords:
+    """Examples of an ArrayRecord file."""
+
+    def __init__(self, records: Any, features: Any):
+        self._records, self._features = records, features
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: int) -> dict:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict]:
+        records = self._records.__getitems__(numbers)
+        return [self._features.deserialize_example_np(record) for record in records]
+
+
+def _read_shard(
+    name: str,
+    field: str,
+    examples: Any,
+    start: int,
+    on_error: readers.ErrorHandler,
+    first_number: int = 0,
+) -> Iterator[readers.Document]:
+    """Yield the documents of the SHARD examples from `start` on.
+
+    first_number: number of the first example in messages.
+    """
     stop = min(start + SHARD, len(examples))
     for first in range(start, stop, BATCH):
         numbers = list(range(first, min(first + BATCH, stop)))
@@ -77,7 +178,7 @@ def _read_shard(
             # The library has no narrower class. Reading one by one finds the corrupt example.
             batch = [_read_example(name, examples, number, on_error) for number in numbers]
         for number, example in zip(numbers, batch, strict=True):
-            where = f"{name} example {number}"
+            where = f"{name} example {first_number + number}"
             try:
                 if example is not None:
                     text = readers.normalize_newlines(_text_field(example, field, where))
@@ -97,18 +198,18 @@ def _read_example(
         on_error(f"tfds:{name} example {number}: cannot be read ({reason}): prepare it again")
 
 
-def dataset_folder(name: str) -> Path:
+def dataset_folder(name: str) -> remote_path.AnyPath:
     """Return the folder that contains all versions of a dataset. It need not exist."""
     dataset = name.rpartition("/")[0].partition(":")[0]
     return _data_dir() / dataset
 
 
-def _data_dir() -> Path:
+def _data_dir() -> remote_path.AnyPath:
     """Return the folder of all datasets."""
-    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    return remote_path.open_address(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
-def _find_dataset(name: str) -> tuple[Path, str]:
+def _find_dataset(name: str) -> tuple[remote_path.AnyPath, str]:
     """Return the folder of a prepared dataset, and the split.
 
     A name without a version means the newest version. Raises ValueError for a missing dataset or
@@ -117,7 +218,8 @@ def _find_dataset(name: str) -> tuple[Path, str]:
     dataset, _, split = name.rpartition("/")
     dataset, _, version = dataset.partition(":")
     top = _data_dir()
-    folders = sorted(p.name for p in (top / dataset).glob("*") if p.is_dir()) if dataset else []
+    paths = (top / dataset).iterdir() if dataset and (top / dataset).is_dir() else []
+    folders = sorted(path.name for path in paths if path.is_dir())
     versions = sorted(
         (n for n in folders if VERSION.fullmatch(n)), key=lambda n: [*map(int, n.split("."))]
     )

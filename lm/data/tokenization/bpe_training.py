@@ -48,7 +48,7 @@ def prepare_tokenizer(
         return tokenizers.open_tokenizer(data.tokenizer)
     weights = sorted((name, weight) for name, weight in data.sources.items() if weight)
     inputs = [
-        (name, weight, documents.source_fingerprint(name), *splits.split_facts(name))
+        (name, weight, documents.source_fingerprint(name, cache), *splits.split_facts(name))
         for name, weight in weights
     ]
     facts = (size, inputs, data.heldout_fraction, data.on_error, SAMPLE_BYTES, "parts")

@@ -13,6 +13,7 @@ import zstandard
 from pyarrow import parquet
 
 from lm.data.sources import documents, readers
+from lm.data.sources.hub import hub_dataset
 
 
 def read(source):
@@ -85,6 +86,12 @@ def test_parquet_is_read_in_order_by_field(tmp_path):
     assert texts(f"parquet:{tmp_path}/*.parquet?field=body") == bodies
 
 
+@pytest.fixture(autouse=True)
+def commit_of_the_hub(monkeypatch):
+    """All datasets of the hub have the commit c0."""
+    monkeypatch.setattr(hub_dataset, "read_commit", lambda name, revision: "c0")
+
+
 def test_hub_is_streamed_by_name_config_split_and_field(monkeypatch):
     calls = []
 
@@ -94,7 +101,8 @@ def test_hub_is_streamed_by_name_config_split_and_field(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert texts("hf:owner/name:part/train") == ["one\n", "two"]
-    assert calls == [(("owner/name", "part"), {"split": "train", "streaming": True})]
+    options = {"split": "train", "streaming": True, "revision": "c0"}
+    assert calls == [(("owner/name", "part"), options)]
     with pytest.raises(ValueError, match="hf:owner/name/train row 0: has no text in 'id' but text"):
         texts("hf:owner/name/train?field=id")
     errors = []

@@ -237,3 +237,26 @@ def test_evaluation_opens_no_other_file(finished_copy, text_file, tmp_path, monk
     project_dir = str(pathlib.Path(__file__).parents[3])  # modules, and compiled programs
     assert any(path.startswith(str(tmp_path)) for path in opened)
     assert [p for p in opened if not p.startswith((*permitted, project_dir))] == []
+
+
+def test_sources_in_object_storage_need_a_permission(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    granted = ["s3://bucket/books", "hf:owner/name"]
+    permissions = path_permissions.grant_permissions(tmp_path, granted)
+    cases = {
+        "text:s3://bucket/books/*.txt": True,
+        "jsonl:s3://bucket/books/a.jsonl?field=body": True,
+        "tokens:s3://bucket/books": True,
+        "text:s3://bucket/books*/a.txt": False,
+        "text:s3://bucket/books2/a.txt": False,
+        "parquet:s3://bucket/books/../private": False,
+        "hf:owner/name@v1:part/train": True,
+        "hf:owner/name2@v1/train": False,
+    }
+    for source, is_permitted in cases.items():
+        run = schema.Run(name="a", dir="runs", data=schema.Data({source: 1.0}))
+        if is_permitted:
+            assert path_permissions.check_sources(run, permissions) == run
+        else:
+            with pytest.raises(ValueError, match="outside the run and the working directory: pass"):
+                path_permissions.check_sources(run, permissions)

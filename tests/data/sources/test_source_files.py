@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from lm.data.sources import documents, source_files
+from lm.data.storage import decompression
 
 COMPRESS = {
     ".gz": gzip.compress,
@@ -156,11 +157,14 @@ def test_folders_and_braces_name_several_files(tmp_path):
     )
 
 
-@pytest.mark.parametrize("scheme", ["gs", "s3", "hf", "https", "file"])
-@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "chat"])
-def test_remote_address_is_refused(kind, scheme):
-    line = error_of(f"{kind}:{scheme}://bucket/*.jsonl")
-    assert "a remote address is not supported: copy the files to a local folder" in line
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "chat", "tokens"])
+def test_unavailable_storage_is_refused(kind):
+    for scheme in ("https", "file", ""):
+        line = error_of(f"{kind}:{scheme}://bucket/*.jsonl")
+        assert line.startswith(f"{kind}:{scheme}://") and "is not supported: use a local" in line
+    for folder in ("*.jsonl", "missing", ""):
+        line = error_of(f"{kind}:memory://no-bucket/{folder}")
+        assert "no file matches" in line or "there is no such object or folder" in line
 
 
 ROOTS = ["/", "//", "/**", "/**/*.txt", "/../", "/proc", "/proc/self/**/x", "/sys/kernel", "root"]
@@ -194,7 +198,7 @@ def test_lines_do_not_depend_on_the_chunks(tmp_path, monkeypatch):
     raw = b"".join(rng.choice([b"\r", b"\n", b"a", b"bc ", b"\r\n"]) for _ in range(3000))
     (tmp_path / "a.txt").write_bytes(raw)
     for size in (1, 2, 3, 7, 1 << 14):
-        monkeypatch.setattr(source_files, "CHUNK_BYTES", size)
+        monkeypatch.setattr(decompression, "CHUNK_BYTES", size)
         assert list(source_files.read_lines(tmp_path / "a.txt")) == raw.splitlines(keepends=True)
 
 
@@ -204,7 +208,7 @@ def test_long_line_is_cut_at_spaces_or_characters(tmp_path, monkeypatch, word):
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     results = []
     for size in (1000, 1 << 14):
-        monkeypatch.setattr(source_files, "CHUNK_BYTES", size)
+        monkeypatch.setattr(decompression, "CHUNK_BYTES", size)
         pieces = texts(f"text:{tmp_path}")
         assert "".join(pieces).replace("\n", "") == text.replace("\n", "")
         assert len(pieces) > 50 and max(len(piece.encode()) for piece in pieces) <= 1 << 16
@@ -219,7 +223,7 @@ def test_zeros_are_decompressed_in_bounded_chunks(tmp_path):
     raw = b"".join(compressor.compress(bytes(1 << 20)) for _ in range(256)) + compressor.flush()
     (tmp_path / "zeros.zst").write_bytes(raw)
     with open(tmp_path / "zeros.zst", "rb") as file:
-        sizes = [len(chunk) for chunk in source_files._decompress(file, tmp_path / "zeros.zst")]
+        sizes = [len(chunk) for chunk in decompression.decompress(file, ".zst")]
     assert sum(sizes) == 1 << 28 and max(sizes) <= 1 << 27
 
 

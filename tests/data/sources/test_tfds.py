@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures import memory_bucket
 
 from experiments import make_tfds
 from lm.data.sources import documents, tfds
@@ -157,3 +158,22 @@ def test_dataset_without_documents_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the source contains no text"):
         make_tfds.write_dataset("my_text", tmp_path, [])
     assert not list(tmp_path.glob("my_text/*"))
+
+
+def test_datasets_in_a_bucket_are_read_file_by_file(prepared, monkeypatch):
+    expected = list(documents.open_source("tfds:my_text/train"))
+    with memory_bucket.open_memory_bucket() as traffic:
+        memory_bucket.upload_folder(prepared, "memory://bucket/tfds")
+        monkeypatch.setenv("TFDS_DATA_DIR", "memory://bucket/tfds")
+        read = list(documents.open_source("tfds:my_text/train"))
+        assert [d[:2] for d in read] == [d[:2] for d in expected]
+        part = list(documents.open_source("tfds:my_text/train[5%:10%]"))
+        assert [d.text for d in part] == [d.text for d in expected[30:60]]
+        assert len(documents.source_fingerprint("tfds:my_text/train")) > 1
+        with pytest.raises(ValueError, match="is not in memory://bucket/tfds: run tfds build"):
+            documents.list_shards("tfds:other/train")
+        with pytest.raises(ValueError, match="split 'test' in memory://bucket/.* cannot be read"):
+            documents.list_shards("tfds:my_text/test")
+        traffic.errors = {"-00001": PermissionError("403 Forbidden")}
+        with pytest.raises(ValueError, match="cannot be read .permission denied"):
+            list(documents.open_source("tfds:my_text/train"))
