@@ -26,7 +26,9 @@ from lm.reports.plots import (
     scaling,
     style,
     task_accuracy,
+    transfer,
 )
+from lm.reports.tuned_abilities import pretraining_gain
 from lm.runs import provenance, records, run_selection, task_results
 
 
@@ -129,6 +131,10 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         figures["tasks_vs_loss"] = Drawing(
             lambda: task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
         )
+    scores = pretraining_gain.task_scores(rows)
+    if gains := pretraining_gain.compare_methods(scores):
+        figures["tuned"] = Drawing(partial(transfer.tuned_scores_vs_size, scores))
+        figures["pretraining_gain"] = Drawing(partial(transfer.pretraining_gain_vs_size, gains))
     prediction = sweep.prediction or {}
     tasks = prediction.get("tasks", {})
     if any("value" in task for task in tasks.values()):

@@ -23,6 +23,7 @@ from lm.reports.sections import (
     source_section,
     task_section,
     text_section,
+    transfer_section,
 )
 from lm.runs import records, run_selection, task_results
 
@@ -45,6 +46,8 @@ def all_sections(sweep: summary.SweepSummary) -> dict[str, Markup]:
     }
     if task_results.task_names(sweep.rows):
         sections["Tasks"] = task_section.task_reliability(sweep)
+    if transfer_section.has_transfer(sweep):
+        sections["Gain of pre-training"] = transfer_section.transfer_gains(sweep)
     sections |= {
         "Text": text_section.text_documents(sweep),
         "Runs": _runs(sweep),
