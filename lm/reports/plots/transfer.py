@@ -26,14 +26,22 @@ METHOD_MARKERS: dict[str, elements.Kind] = {
     "tuned": "filled",
     "from scratch, same FLOPs": "diamond",
 }
-# Method (see pretraining_gain) -> line style, kind of marker, index of a categorical color.
-TUNING_LINES: dict[str, tuple[str, elements.Kind, int]] = {
-    pretraining_gain.TUNED: ("-", "filled", 0),
-    pretraining_gain.SCRATCH: ("--", "open", 0),
-    pretraining_gain.TOTAL_FLOPS: ("None", "diamond", 0),
-    pretraining_gain.TUNED_ON_ALL: ("-", "filled", 1),
-    pretraining_gain.SCRATCH_ON_ALL: ("--", "open", 1),
+# Method (see pretraining_gain) -> line style, kind of marker, color of the theme.
+TUNING_LINES: dict[str, tuple[str, elements.Kind, str]] = {
+    pretraining_gain.TUNED: ("-", "filled", "ink"),
+    pretraining_gain.SCRATCH: ("--", "open", "ink"),
+    pretraining_gain.TOTAL_FLOPS: ("None", "diamond", "ink"),
+    pretraining_gain.TUNED_ON_ALL: ("-", "filled", "accent"),
+    pretraining_gain.SCRATCH_ON_ALL: ("--", "open", "accent"),
 }
+# Comparison (see pretraining_gain) -> line style, color of the theme.
+GAIN_LINES = dict(
+    zip(
+        pretraining_gain.COMPARISONS,
+        [("-", "ink"), (":", "ink"), ("-", "accent"), ("--", "accent")],
+        strict=True,
+    )
+)
 
 
 def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=style.LIGHT) -> Figure:
@@ -221,26 +229,25 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
     tasks = list(dict.fromkeys(point["task"] for point in points))
     title = "Tuned on prompts: score by size"
     figure, panels = style.new_panels(title, len(tasks), theme, columns=3)
-    colors = style.categorical_colors(theme)
     for axes, task in zip(panels, tasks, strict=False):
-        curve = [point for point in points if point["task"] == task]
+        of_task = [point for point in points if point["task"] == task]
         for method, (line, kind, color) in TUNING_LINES.items():
-            by_size = [point for point in curve if point["method"] == method]
-            xs, ys = [p["size"] for p in by_size], [p["value"] for p in by_size]
-            axes.plot(xs, ys, line, color=colors[color], linewidth=1.2)
-            for p in by_size:
+            curve = [point for point in of_task if point["method"] == method]
+            xs, ys = [p["size"] for p in curve], [p["value"] for p in curve]
+            axes.plot(xs, ys, line, color=theme[color], linewidth=1.2)
+            for p in curve:
                 tip = f"{style.format_si(p['size'])} {method}: {p['value']:.1f} ± {p['se']:.1f}"
                 point = p["size"], p["value"]
-                elements.draw_point(axes, point, colors[color], theme, tip, p["se"], kind=kind)
-        baseline = max(curve, key=lambda point: point["size"])
-        axes.axhline(baseline["baseline"], color=theme["muted"], linewidth=1, linestyle=":")
+                elements.draw_point(axes, point, theme[color], theme, tip, p["se"], kind=kind)
+        best = max(of_task, key=lambda point: point["size"])
+        axes.axhline(best["baseline"], color=theme["muted"], linewidth=1, linestyle=":")
         elements.set_scales(axes, records.N_PARAMS, "tasks")
-        unit = "BLEU" if baseline["metric"] == "bleu" else "%"
-        name = style.truncate_label(task, 28)
-        style.panel_title(axes, f"{name} ({unit}; {baseline['baseline_name']})", theme)
+        unit = "BLEU" if best["metric"] == "bleu" else "%"
+        name = style.truncate_label(task, 32)
+        style.panel_title(axes, f"{name} ({unit}; {best['baseline_name']})", theme)
     caption = [
-        f"Horizontal: {style.axis_label(records.N_PARAMS)}. First color: on this task alone."
-        " Second color: on all tasks at once.",
+        f"Horizontal: {style.axis_label(records.N_PARAMS)}. Dark: trained on this task alone."
+        " Colored: on all tasks at once.",
         "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps. Diamond:"
         " from scratch, FLOPs of pre-training and tuning. Dotted: the baseline in the title.",
         "Bars: one standard error over test items and seeds.",
@@ -249,45 +256,39 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
 
 
 def pretraining_gain_vs_size(gains, theme=style.LIGHT) -> Figure:
-    """Plot the gain of pre-training in each task against size, a panel per comparison.
+    """Plot the gain of pre-training against size, a panel per task, a line per comparison.
 
     gains: result of pretraining_gain.compare_methods. A filled marker exceeds two standard errors.
     """
-    pairs = [pair for pair in pretraining_gain.COMPARISONS if _gains_of(gains, pair)]
-    title = "Gain of pre-training by size"
-    figure, panels = style.new_panels(title, len(pairs), theme, columns=2)
     tasks = list(dict.fromkeys(gain["task"] for gain in gains))
-    colors = dict(zip(tasks, style.categorical_colors(theme, max(len(tasks), 2)), strict=False))
-    for axes, pair in zip(panels, pairs, strict=False):
-        labels = []
-        for task in tasks:
-            curve = [gain for gain in _gains_of(gains, pair) if gain["task"] == task]
-            xs, ys = [p["size"] for p in curve], [p["gain"] for p in curve]
-            axes.plot(xs, ys, color=colors[task], linewidth=1.2)
-            for p in curve:
-                is_significant = abs(p["gain"]) > pretraining_gain.N_ERRORS * p["gain_se"]
+    title = "Gain of pre-training by size"
+    figure, panels = style.new_panels(title, len(tasks), theme, columns=3)
+    for axes, task in zip(panels, tasks, strict=False):
+        of_task = sorted((g for g in gains if g["task"] == task), key=lambda gain: gain["size"])
+        for (method, other), (line, color) in GAIN_LINES.items():
+            curve = [g for g in of_task if (g["method"], g["other"]) == (method, other)]
+            xs, ys = [g["size"] for g in curve], [g["gain"] for g in curve]
+            axes.plot(xs, ys, line, color=theme[color], linewidth=1.2)
+            for g in curve:
+                is_significant = abs(g["gain"]) > pretraining_gain.N_ERRORS * g["gain_se"]
                 kind = "filled" if is_significant else "open"
-                tip = f"{task}, {style.format_si(p['size'])}: {p['gain']:+.1f} ± {p['gain_se']:.1f}"
-                point = p["size"], p["gain"]
-                elements.draw_point(axes, point, colors[task], theme, tip, p["gain_se"], kind=kind)
-            labels += [(style.truncate_label(task), p["size"], p["gain"]) for p in curve[-1:]]
-        axes.axhline(0, color=theme["muted"], linewidth=1, linestyle=":")
-        elements.set_scales(axes, records.N_PARAMS, "tasks", right=0.45)
-        style.panel_title(axes, f"{pair[0]} − {pair[1]}", theme)
-        elements.label_line_ends(axes, labels, theme)
+                tip = f"{style.format_si(g['size'])}, {method} − {other}: {g['gain']:+.1f}"
+                tip += f" ± {g['gain_se']:.1f}"
+                point, error = (g["size"], g["gain"]), g["gain_se"]
+                elements.draw_point(axes, point, theme[color], theme, tip, error, kind=kind)
+        axes.axhline(0, color=theme["muted"], linewidth=1)
+        elements.set_scales(axes, records.N_PARAMS, "tasks")
+        unit = "BLEU" if of_task[0]["metric"] == "bleu" else "points"
+        style.panel_title(axes, f"{style.truncate_label(task, 32)} ({unit})", theme)
     caption = [
-        f"Horizontal: {style.axis_label(records.N_PARAMS)}. Vertical: BLEU of translations, else"
-        " accuracy in percentage points.",
+        f"Horizontal: {style.axis_label(records.N_PARAMS)}. Dark, solid: tuned on the task, minus"
+        " from scratch with the same steps; dotted: minus from scratch with the FLOPs of both.",
+        "Colored, solid: tuned on all tasks, minus from scratch on the task; dashed: minus from"
+        " scratch on all tasks.",
         "Filled: more than two standard errors from 0. Bars: one standard error over test items and"
         " seeds.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
-
-
-def _gains_of(gains, pair: tuple[str, str]) -> list[dict]:
-    """Return the gains of one comparison, sorted by size."""
-    matching = [gain for gain in gains if (gain["method"], gain["other"]) == pair]
-    return sorted(matching, key=lambda gain: gain["size"])
 
 
 def unseen_task_accuracy(points, theme=style.LIGHT) -> Figure:

@@ -61,6 +61,20 @@ def task_scores(rows: Sequence[Mapping]) -> list[dict]:
     return [_score(*key, _best_by_seed(group)) for key, group in ordered]
 
 
+def task_label(task: str) -> str:
+    """Return the name of a task with its wording: file:my/sst2?template=task -> sst2 (task).
+
+    The wording of the template "chat" is left out. Tasks of a file are named by its option `only`.
+    """
+    name, _, query = short_names.shorten_task(task).partition("?")
+    options = dict(text.split("=", 1) for text in query.split("&") if "=" in text)
+    wording, selection = options.pop("template", "chat"), options.pop("only", "")
+    name += f": {selection}" if selection else ""
+    others = [f"{key}={value}" for key, value in options.items()]
+    others += [wording] if wording != "chat" else []
+    return f"{name} ({', '.join(others)})" if others else name
+
+
 def compare_methods(points: Sequence[Mapping]) -> list[dict]:
     """Return the gain of the first method of each of COMPARISONS over the second.
 
@@ -174,7 +188,7 @@ def _score(task: str, size: float, method: str, runs: Sequence[Mapping]) -> dict
     variance = values.var(ddof=1) if len(values) > 1 else 0.0
     name, baseline = task_results.best_baseline(runs[0], task, metric)
     return {
-        "task": short_names.shorten_task(task).removesuffix("?template=chat"),
+        "task": task_label(task),
         "size": size,
         "method": method,
         "metric": metric,

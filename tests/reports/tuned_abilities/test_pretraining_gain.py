@@ -78,6 +78,16 @@ def test_classifications_are_in_percent_and_runs_on_all_tasks_differ():
     assert (gain["method"], gain["gain"]) == ("tuned on all", 25)
 
 
+def test_labels_contain_the_wording_and_the_selection():
+    labels = {
+        OTHER: "sst2",
+        "file:my/sst2?template=question&n=5": "sst2 (question)",
+        "file:my/test_unseen_task.jsonl.gz?template=chat&only=nli": "test_unseen_task: nli",
+        "copy?length=3": "copy (length=3)",
+    }
+    assert {task: pretraining_gain.task_label(task) for task in labels} == labels
+
+
 def test_figures_and_table_show_all_methods():
     points = pretraining_gain.task_scores(rows())
     lines = transfer_section._score_lines(points)
