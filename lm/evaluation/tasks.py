@@ -69,7 +69,6 @@ _FILE_FIELDS = {
     "only": uri.names(),
     "match": uri.choice(MATCHES),
 }
-
 _PAIR_FIELDS = {name: (_FIELDS | _FILE_FIELDS)[name] for name in ("n", "seed", "split", "only")}
 _PAIR_FIELDS["space"] = uri.number(int, 0, 1)
 
@@ -265,8 +264,8 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> Task:
     has_labels = any("label_name" in line.row for line in lines)
     is_translation = all("tgt" in line.row for line in lines)
     has_baseline = has_labels or is_translation  # of the training lines
-    is_train_needed = bool(train_files) and (n_shots > 0 or has_baseline)
-    train_lines = _read_lines(train_files[0], only) if is_train_needed else []
+    has_training = bool(train_files) and (n_shots > 0 or has_baseline)
+    train_lines = _read_lines(train_files[0], only) if has_training else []
     labels = _labels_by_task(name, [*lines, *train_lines])
     examples = _parse_lines(lines, labels)
     _validate_prompts(name, examples, values)

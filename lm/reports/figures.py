@@ -132,9 +132,9 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
             lambda: task_accuracy.accuracy_vs_loss(rows, task_analysis.accuracy_curves(rows))
         )
     scores = pretraining_gain.task_scores(rows)
-    if gains := pretraining_gain.compare_methods(scores):
+    if effects := pretraining_gain.compare_methods(scores):
         figures["tuned"] = Drawing(partial(transfer.tuned_scores_vs_size, scores))
-        figures["pretraining_gain"] = Drawing(partial(transfer.pretraining_gain_vs_size, gains))
+        figures["pretraining_gain"] = Drawing(partial(transfer.pretraining_gain_vs_size, effects))
     prediction = sweep.prediction or {}
     tasks = prediction.get("tasks", {})
     if any("value" in task for task in tasks.values()):

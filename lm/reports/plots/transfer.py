@@ -255,16 +255,16 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
     return style.finish_figure(figure, panels[0], caption, theme)
 
 
-def pretraining_gain_vs_size(gains, theme=style.LIGHT) -> Figure:
+def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
     """Plot the gain of pre-training against size, a panel per task, a line per comparison.
 
-    gains: result of pretraining_gain.compare_methods. A filled marker exceeds two standard errors.
+    effects: see pretraining_gain.compare_methods. A filled marker exceeds two standard errors.
     """
-    tasks = list(dict.fromkeys(gain["task"] for gain in gains))
+    tasks = list(dict.fromkeys(gain["task"] for gain in effects))
     title = "Gain of pre-training by size"
     figure, panels = style.new_panels(title, len(tasks), theme, columns=3)
     for axes, task in zip(panels, tasks, strict=False):
-        of_task = sorted((g for g in gains if g["task"] == task), key=lambda gain: gain["size"])
+        of_task = sorted((g for g in effects if g["task"] == task), key=lambda gain: gain["size"])
         for (method, other), (line, color) in GAIN_LINES.items():
             curve = [g for g in of_task if (g["method"], g["other"]) == (method, other)]
             xs, ys = [g["size"] for g in curve], [g["gain"] for g in curve]

@@ -18,8 +18,8 @@ def has_transfer(sweep: summary.SweepSummary) -> bool:
 def transfer_gains(sweep: summary.SweepSummary) -> Markup:
     """Return the size from which pre-training pays in each task, and the scores of all methods."""
     points = pretraining_gain.task_scores(sweep.rows)
-    gains = pretraining_gain.compare_methods(points)
-    sentences = pretraining_gain.describe_gains(gains, style.format_si)
+    effects = pretraining_gain.compare_methods(points)
+    sentences = pretraining_gain.describe_gains(effects, style.format_si)
     formats: dict[str, html.Format] = {"parameters": style.format_si}
     formats |= dict.fromkeys(pretraining_gain.METHODS, _format_score)
     note = (

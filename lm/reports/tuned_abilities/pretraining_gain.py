@@ -1,8 +1,8 @@
 """Gain of pre-training in each tuned task, by size, and the smallest size from which it pays.
 
     points = pretraining_gain.task_scores(rows)         # score of each task, size and method
-    gains = pretraining_gain.compare_methods(points)    # differences with errors
-    pretraining_gain.describe_gains(gains)              # one sentence per task and comparison
+    effects = pretraining_gain.compare_methods(points)    # with standard errors
+    pretraining_gain.describe_gains(effects)              # one sentence per task and comparison
 
 The methods of a run on conversations, of which it has one task or several:
 
@@ -55,8 +55,9 @@ def task_scores(rows: Sequence[Mapping]) -> list[dict]:
     groups: dict[tuple, list[Mapping]] = {}
     for row in tuned_rows:
         for task in task_results.task_names([row]):
-            key = task, row[records.N_PARAMS], _method(row, steps)
-            groups.setdefault(key, []).append(row)
+            if np.isfinite(task_results.task_value(row, task)):
+                key = task, row[records.N_PARAMS], _method(row, steps)
+                groups.setdefault(key, []).append(row)
     ordered = sorted(groups.items(), key=lambda item: _order(*item[0]))
     return [_score(*key, _best_by_seed(group)) for key, group in ordered]
 
@@ -82,12 +83,12 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
     "gain", "gain_se"} for each task and size with both methods.
     """
     by_key = {(point["task"], point["size"], point["method"]): point for point in points}
-    gains = []
+    effects = []
     for task, size in dict.fromkeys((point["task"], point["size"]) for point in points):
         for method, other in COMPARISONS:
             pair = [by_key.get((task, size, name)) for name in (method, other)]
             if pair[0] and pair[1]:
-                gains.append(
+                effects.append(
                     {
                         "task": task,
                         "size": size,
@@ -98,30 +99,32 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
                         "gain_se": float(np.hypot(pair[0]["se"], pair[1]["se"])),
                     }
                 )
-    return gains
+    return effects
 
 
-def paying_size(gains: Sequence[Mapping]) -> float | None:
+def paying_size(effects: Sequence[Mapping]) -> float | None:
     """Return the size from which a gain pays, None if it does not pay at the largest size.
 
-    gains: those of one task and comparison.
+    effects: those of one task and comparison.
     """
     size = None
-    for point in sorted(gains, key=lambda point: -point["size"]):
+    for point in sorted(effects, key=lambda point: -point["size"]):
         if point["gain"] <= N_ERRORS * point["gain_se"]:
             break
         size = point["size"]
     return size
 
 
-def describe_gains(gains: Sequence[Mapping], format_size=str) -> list[str]:
+def describe_gains(effects: Sequence[Mapping], format_size=str) -> list[str]:
     """Return a sentence for each task and comparison: the size from which the gain pays.
 
     format_size: function from a number of parameters to text.
     """
     sentences = []
-    for task, method, other in dict.fromkeys((g["task"], g["method"], g["other"]) for g in gains):
-        curve = [g for g in gains if (g["task"], g["method"], g["other"]) == (task, method, other)]
+    for task, method, other in dict.fromkeys((g["task"], g["method"], g["other"]) for g in effects):
+        curve = [
+            g for g in effects if (g["task"], g["method"], g["other"]) == (task, method, other)
+        ]
         curve.sort(key=lambda point: point["size"])
         size, last = paying_size(curve), curve[-1]
         harmed = [
@@ -167,10 +170,16 @@ def _best_by_seed(rows: Sequence[Mapping]) -> list[Mapping]:
     """Return the run of each seed with the lowest held-out loss, of those with the most text."""
     n_tokens = max(row.get("unique_tokens", 0) for row in rows)
     best: dict[int, Mapping] = {}
-    for row in sorted(rows, key=lambda row: row.get(records.LOSS, np.inf)):
+    for row in sorted(rows, key=_held_out_loss):
         if row.get("unique_tokens", 0) == n_tokens:
             best.setdefault(row["seed"], row)
     return list(best.values())
+
+
+def _held_out_loss(row: Mapping) -> float:
+    """Return the held-out loss of a run, infinity if it has no finite loss."""
+    loss = row.get(records.LOSS)
+    return loss if records.is_finite(loss) else np.inf
 
 
 def _order(task: str, size: float, method: str) -> tuple:

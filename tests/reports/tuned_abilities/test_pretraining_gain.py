@@ -41,17 +41,19 @@ def test_best_held_out_loss_selects_the_learning_rate():
     assert {p["lr"] for p in tuned} == {0.01}
     assert {(p["task"], p["metric"], p["baseline"]) for p in points} == {("captions", "bleu", 8.0)}
     fewer = prompt_row(1000, 50.0, "p/parent", unique_tokens=10, **{"eval.loss": 1.0})
-    assert pretraining_gain.task_scores([*rows(), fewer]) == points
+    lossless = prompt_row(4000, 50.0, "p/parent", **{"eval.loss": "nan"})
+    invalid = prompt_row(4000, "nan", "p/parent", **{f"eval.task.{TASK}.accuracy": "nan"})
+    assert pretraining_gain.task_scores([*rows(), fewer, lossless, invalid]) == points
 
 
 def test_gain_pays_from_the_size_above_two_errors():
-    gains = pretraining_gain.compare_methods(pretraining_gain.task_scores(rows()))
-    equal = [g for g in gains if g["other"] == pretraining_gain.SCRATCH]
+    effects = pretraining_gain.compare_methods(pretraining_gain.task_scores(rows()))
+    equal = [g for g in effects if g["other"] == pretraining_gain.SCRATCH]
     assert [g["gain"] for g in equal] == pytest.approx([-2, 1, 4])
     assert equal[0]["gain_se"] == pytest.approx(0.3 * 2**0.5)
     assert pretraining_gain.paying_size(equal) == 4000
     assert pretraining_gain.paying_size(equal[:1]) is None
-    first, second = pretraining_gain.describe_gains(gains)
+    first, second = pretraining_gain.describe_gains(effects)
     assert first == (
         "captions: tuned against from scratch pays from 4000 on (+4.0 ± 0.4 BLEU at 16000), and is"
         " worse at 1000"
@@ -94,8 +96,8 @@ def test_figures_and_table_show_all_methods():
     assert [line["parameters"] for line in lines] == list(SIZES)
     assert lines[0]["best baseline"] == "nearest 8.0" and lines[0]["tuned"] == (8.0, 0.3)
     figure = transfer.tuned_scores_vs_size(points)
-    gains = transfer.pretraining_gain_vs_size(pretraining_gain.compare_methods(points))
-    for drawn in (figure, gains):
+    effects = transfer.pretraining_gain_vs_size(pretraining_gain.compare_methods(points))
+    for drawn in (figure, effects):
         tips = [a.get_gid() for axes in drawn.axes for a in axes.get_children() if a.get_gid()]
         assert sum(str(tip).startswith("tip:") for tip in tips) >= 6
     assert transfer.tuned_scores_vs_size([], style.DARK) and transfer.pretraining_gain_vs_size([])
