@@ -2,6 +2,8 @@
 
     translations.translate_task(task, folder)["word_by_word"]       # text for each example
 
+The methods are:
+
     copy            the source text
     nearest         the translation of the most similar training source (nearest_translation.py)
     word_by_word    IBM model 1 of the training pairs (word_translation.py)

@@ -47,15 +47,14 @@ def fit_table(sources: Sequence[str], targets: Sequence[str]) -> dict[str, str]:
     for source, words in zip(sources, target_words, strict=True):
         names = [word.lower() for word in split_words(source)]
         rows = [0, *(source_ids.setdefault(name, len(source_ids)) for name in names)]
-        ids = [target_ids.setdefault(word, len(target_ids)) for word in words]
+        ids = np.array([target_ids.setdefault(w, len(target_ids)) for w in words], np.int64)
         n_links += len(rows) * len(ids)
         if n_links > MAX_LINKS and columns:
             break
         positions = np.arange(n_positions, n_positions + len(ids))
         n_positions += len(ids)
-        columns.append(
-            np.stack([np.tile(rows, len(ids)), *np.repeat([ids, positions], len(rows), axis=1)])
-        )
+        links = np.repeat([ids, positions], len(rows), axis=1)
+        columns.append(np.concatenate([np.tile(rows, len(ids))[None], links]))
     source_L, target_L, position_L = np.concatenate(columns, axis=1).astype(np.int64)
     pair_K, pair_L = np.unique(source_L * len(target_ids) + target_L, return_inverse=True)
     source_K, target_K = np.divmod(pair_K, max(len(target_ids), 1))

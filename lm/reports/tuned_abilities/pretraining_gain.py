@@ -19,7 +19,7 @@ a gain. A gain pays from the smallest size at which this gain and those of all l
 two standard errors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def task_scores(rows: Sequence[Mapping]) -> list[dict]:
     """
     tuned_rows = [row for row in rows if is_tuned_on_prompts(row)]
     steps = _tuned_steps(tuned_rows)
-    groups: dict[tuple, list[Mapping]] = {}
+    groups: dict[tuple[str, float, str], list[Mapping]] = {}
     for row in tuned_rows:
         for task in task_results.task_names([row]):
             if np.isfinite(task_results.task_value(row, task)):
@@ -115,7 +115,9 @@ def paying_size(effects: Sequence[Mapping]) -> float | None:
     return size
 
 
-def describe_gains(effects: Sequence[Mapping], format_size=str) -> list[str]:
+def describe_gains(
+    effects: Sequence[Mapping], format_size: Callable[[float], str] = str
+) -> list[str]:
     """Return a sentence for each task and comparison: the size from which the gain pays.
 
     format_size: function from a number of parameters to text.

@@ -10,7 +10,7 @@ TASK, OTHER = "file:my/captions?template=chat", "file:my/sst2?template=chat&n=50
 SIZES = (1000, 4000, 16000)
 
 
-def prompt_row(size, bleu, start="", steps=100, sources=("chat:a",), **columns):
+def prompt_row(size, bleu, start="", steps=100, sources=("chat:a",), columns=None):
     """Return the row of a finished run on conversations with the BLEU of its translations."""
     return {
         **{"name": f"t/{size}-{bleu}-{start}-{steps}", "status": "done", "seed": 0, "steps": steps},
@@ -18,7 +18,7 @@ def prompt_row(size, bleu, start="", steps=100, sources=("chat:a",), **columns):
         **{"data.sources": dict.fromkeys(sources, 1.0), "unique_tokens": 1000, "optim.lr": 0.01},
         **{"eval.loss": 2.0, f"eval.task.{TASK}.accuracy": 0.0, f"eval.task.{TASK}.bleu": bleu},
         **{f"eval.task_se.{TASK}.bleu": 0.3, f"eval.task.{TASK}.bleu_baseline_nearest": 8.0},
-        **columns,
+        **(columns or {}),
     }
 
 
@@ -28,7 +28,9 @@ def rows() -> list[dict]:
     for size, tuned in zip(SIZES, (8.0, 12.0, 18.0), strict=True):
         scratch = {1000: 10.0, 4000: 11.0, 16000: 14.0}[size]
         result.append(prompt_row(size, tuned, "p/parent"))
-        result.append(prompt_row(size, 99.0, "p/parent", **{"eval.loss": 2.5, "optim.lr": 9.0}))
+        result.append(
+            prompt_row(size, 99.0, "p/parent", columns={"eval.loss": 2.5, "optim.lr": 9.0})
+        )
         result.append(prompt_row(size, scratch))
         result.append(prompt_row(size, scratch + 2, steps=600))
     return result
@@ -40,9 +42,9 @@ def test_best_held_out_loss_selects_the_learning_rate():
     assert [(p["size"], p["value"]) for p in tuned] == [(1000, 8), (4000, 12), (16000, 18)]
     assert {p["lr"] for p in tuned} == {0.01}
     assert {(p["task"], p["metric"], p["baseline"]) for p in points} == {("captions", "bleu", 8.0)}
-    fewer = prompt_row(1000, 50.0, "p/parent", unique_tokens=10, **{"eval.loss": 1.0})
-    lossless = prompt_row(4000, 50.0, "p/parent", **{"eval.loss": "nan"})
-    invalid = prompt_row(4000, "nan", "p/parent", **{f"eval.task.{TASK}.accuracy": "nan"})
+    fewer = prompt_row(1000, 50.0, "p/parent", columns={"eval.loss": 1.0, "unique_tokens": 10})
+    lossless = prompt_row(4000, 50.0, "p/parent", columns={"eval.loss": "nan"})
+    invalid = prompt_row(4000, "nan", "p/parent", columns={f"eval.task.{TASK}.accuracy": "nan"})
     assert pretraining_gain.task_scores([*rows(), fewer, lossless, invalid]) == points
 
 
@@ -62,7 +64,9 @@ def test_gain_pays_from_the_size_above_two_errors():
 
 
 def test_errors_contain_the_variance_between_seeds():
-    seeds = [prompt_row(1000, bleu, seed=seed) for seed, bleu in enumerate((9.0, 11.0))]
+    seeds = [
+        prompt_row(1000, bleu, columns={"seed": seed}) for seed, bleu in enumerate((9.0, 11.0))
+    ]
     (point,) = pretraining_gain.task_scores(seeds)
     assert (point["value"], point["n_runs"]) == (10, 2)
     assert point["se"] == pytest.approx((0.3**2 + 2 / 2) ** 0.5)
@@ -70,8 +74,8 @@ def test_errors_contain_the_variance_between_seeds():
 
 def test_classifications_are_in_percent_and_runs_on_all_tasks_differ():
     column = f"eval.task.{OTHER}.accuracy"
-    several = prompt_row(1000, 5.0, "p/q", sources=("chat:a", "chat:b"), **{column: 0.75})
-    points = pretraining_gain.task_scores([several, prompt_row(1000, 5.0, **{column: 0.5})])
+    several = prompt_row(1000, 5.0, "p/q", sources=("chat:a", "chat:b"), columns={column: 0.75})
+    points = pretraining_gain.task_scores([several, prompt_row(1000, 5.0, columns={column: 0.5})])
     assert {(p["task"], p["method"], p["value"]) for p in points} == {
         *[("captions", "tuned on all", 5), ("captions", "from scratch", 5)],
         *[("sst2", "tuned on all", 75), ("sst2", "from scratch", 50)],
