@@ -53,7 +53,7 @@ def fit_table(sources: Sequence[str], targets: Sequence[str]) -> dict[str, str]:
             break
         positions = np.arange(n_positions, n_positions + len(ids))
         n_positions += len(ids)
-        links = np.repeat([ids, positions], len(rows), axis=1)
+        links = np.repeat(np.stack([ids, positions]), len(rows), axis=1)
         columns.append(np.concatenate([np.tile(rows, len(ids))[None], links]))
     source_L, target_L, position_L = np.concatenate(columns, axis=1).astype(np.int64)
     pair_K, pair_L = np.unique(source_L * len(target_ids) + target_L, return_inverse=True)
