@@ -227,7 +227,7 @@ def _evaluate_tasks(run, names: str) -> None:
     """Evaluate tasks, print the results, and add them to the records with --keep."""
     import jax
 
-    from lm.data import evaluation_text
+    from lm.data import evaluation_text, staging
     from lm.evaluation import contamination, task_eval, tasks
     from lm.evaluation.baselines import task_baselines
     from lm.parallel import mesh
@@ -240,7 +240,10 @@ def _evaluate_tasks(run, names: str) -> None:
         raise ValueError("--answers needs --tasks with a task that generates: add ?generate=1")
     tokenizer = evaluation_text.load_run_tokenizer(run)
     task_eval.validate_task_lengths(run, tokenizer, task_list)
-    task_list = task_baselines.add_baselines(task_list, tokenizer, _ngram_counts(run))
+    counts = _ngram_counts(run)
+    # Without permission to use the cache folder there are no counts.
+    cache = staging.local_folder(run.data) if counts else None
+    task_list = task_baselines.add_baselines(task_list, tokenizer, counts, cache)
     mesh.initialize_devices()
     run = loaded_model.fit_to_devices(run, is_sharded_on_cpu=True)
     program, state = loaded_model.restore_model(run, _STEP.value)

@@ -170,16 +170,7 @@ def text_metrics(task: tasks.Task, texts: Sequence[str]) -> Metrics:
     metrics = _mean_over_groups([example.group for example in task.examples], rows)
     if task.is_translation:
         metrics |= _translation_metrics(task.name, outputs, references)
-        for baseline in task.baselines:
-            if baseline.texts is not None:
-                others = [text.strip() for text in baseline.texts]
-                scores = _translation_metrics(task.name, others, references)
-                metrics |= {f"{key}_baseline_{baseline.name}": v for key, v in scores.items()}
-                improvements = _sentence_chrf(outputs, references) - _sentence_chrf(
-                    others, references
-                )
-                tests = paired_tests.mean_tests([improvements])
-                metrics |= {name: {"value": p} for name, p in tests.items()}
+        metrics |= _translation_baselines(task, outputs, references)
     return metrics
 
 
@@ -258,6 +249,24 @@ def _translation_metrics(name: str, outputs: list[str], references: list[list[st
         se = report.get("confidence_var", 0.0) / 1.96
         results[name] = {"value": float(score.score), "se": se}
     return results
+
+
+def _translation_baselines(
+    task: tasks.Task, outputs: list[str], references: list[list[str]]
+) -> Metrics:
+    """Return the scores of the baselines with texts, and the tests of chrF against all of them."""
+    metrics: Metrics = {}
+    improvements = []
+    for baseline in task.baselines:
+        if baseline.texts is not None:
+            texts = [text.strip() for text in baseline.texts]
+            scores = _translation_metrics(task.name, texts, references)
+            metrics |= {f"{key}_baseline_{baseline.name}": v for key, v in scores.items()}
+            improvements.append(
+                _sentence_chrf(outputs, references) - _sentence_chrf(texts, references)
+            )
+    tests = paired_tests.mean_tests(improvements)
+    return metrics | {name: {"value": p} for name, p in tests.items()}
 
 
 def _sentence_chrf(outputs: list[str], references: list[list[str]]) -> np.ndarray:

@@ -69,7 +69,6 @@ _FILE_FIELDS = {
     "only": uri.names(),
     "match": uri.choice(MATCHES),
 }
-
 _PAIR_FIELDS = {name: (_FIELDS | _FILE_FIELDS)[name] for name in ("n", "seed", "split", "only")}
 _PAIR_FIELDS["space"] = uri.number(int, 0, 1)
 
@@ -104,7 +103,7 @@ class Task:
     is_pairs: bool = False  # minimal pairs with results per paradigm: the group of an example
     stop: str = "\n"  # stop string of generated answers
     match: str = "strict"  # rule that compares generated answers: one of MATCHES
-    training_examples: Sequence[Example] = ()  # of a classification, for its baseline
+    training_examples: Sequence[Example] = ()  # of classifications and translations
     baselines: tuple[Baseline, ...] = ()
 
     def select_examples(self, rows: Sequence[int]) -> "Task":
@@ -263,8 +262,10 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> Task:
         raise ValueError(f"task {name}: {file} has no examples{selection}: use another file")
     train_files = [train for suffix in SUFFIXES if (train := path / f"train{suffix}").exists()]
     has_labels = any("label_name" in line.row for line in lines)
-    is_train_needed = bool(train_files) and bool(n_shots or has_labels)
-    train_lines = _read_lines(train_files[0], only) if is_train_needed else []
+    is_translation = all("tgt" in line.row for line in lines)
+    has_baseline = has_labels or is_translation  # of the training lines
+    has_training = bool(train_files) and (n_shots > 0 or has_baseline)
+    train_lines = _read_lines(train_files[0], only) if has_training else []
     labels = _labels_by_task(name, [*lines, *train_lines])
     examples = _parse_lines(lines, labels)
     _validate_prompts(name, examples, values)
@@ -287,8 +288,7 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> Task:
         prefix = "".join(f"{e.prompts[e.right]}{e.answers[e.right]}\n\n" for e in shots)
         prompts = tuple(prefix + prompt for prompt in examples[i].prompts)
         selected.append(dataclasses.replace(examples[i], prompts=prompts, shots=prefix))
-    is_translation = all("tgt" in line.row for line in lines)
-    training_examples = _parse_lines(train_lines, labels) if has_labels else []
+    training_examples = _parse_lines(train_lines, labels) if has_baseline else []
     return Task(name, selected, False, is_translation, training_examples=training_examples)
 
 

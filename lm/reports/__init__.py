@@ -14,6 +14,7 @@ The package uses the records of runs and the laws. It does not import JAX.
     html.py               elements of an HTML page
     report.py             write report.html
     two_sweeps/           a page that shows several sweeps side by side
+    tuned_abilities/      gain of pre-training in tasks that models are tuned on
     recipes/              the comparison of two recipes, its page and its record
     audit/                predict the target run, and verify the prediction
     sections/             the sections of the report

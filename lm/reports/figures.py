@@ -26,7 +26,9 @@ from lm.reports.plots import (
     scaling,
     style,
     task_accuracy,
+    transfer,
 )
+from lm.reports.tuned_abilities import pretraining_gain
 from lm.runs import provenance, records, run_selection, task_results
 
 
@@ -141,6 +143,10 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
                 rows, task_analysis.accuracy_curves(rows, sweep.loss_column), sweep.loss_column
             )
         )
+    scores = pretraining_gain.task_scores(rows)
+    if effects := pretraining_gain.compare_methods(scores):
+        figures["tuned"] = Drawing(partial(transfer.tuned_scores_vs_size, scores))
+        figures["pretraining_gain"] = Drawing(partial(transfer.pretraining_gain_vs_size, effects))
     return figures
 
 

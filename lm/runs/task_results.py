@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from lm.runs import records, short_names
 
 CHANCE = "chance"
-BASELINES = ("unigram", "bigram", "bag_of_words", "copy")  # see lm/evaluation/baselines
+# See lm/evaluation/baselines.
+BASELINES = ("unigram", "bigram", "bag_of_words", "copy", "nearest", "word_by_word")
 
 
 def standard_error(row: Mapping, column: str) -> float:

@@ -8,6 +8,7 @@ The kind of a task determines its baselines:
     minimal pairs, choices, exact answers    unigram and bigram model of the training tokens
     classification with training examples    also bag_of_words: naive Bayes, see bag_of_words.py
     translation                              copy: the source text as the answer
+    translation with training examples       also nearest and word_by_word, see translations.py
 
 The points of an example are those of the model in the metric `accuracy`. Constant and random
 answers are not among them, because the metric `chance` contains them for all tasks. The baselines
@@ -16,30 +17,34 @@ depend on the text and the tasks alone and not on the model.
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from lm.data import dataset, tokenizers
+from lm.data import dataset, staging, tokenizers
 from lm.data.tokenization import token_healing
 from lm.evaluation import task_metrics, tasks
-from lm.evaluation.baselines import bag_of_words, ngram_counts, ngram_models
+from lm.evaluation.baselines import bag_of_words, ngram_counts, ngram_models, translations
 from lm.evaluation.minimal_pairs import pair_metrics
 
 # Nats are rounded to multiples of a power of two, whose sums are exact: the same tokens in another
 # order are a tie of the unigram model.
 NATS_STEP = 2.0**-20
-SOURCE_SUFFIX = "\n=>"  # end of the prompt of a translation, see example_formats.py
 
 
 def add_baselines(
     task_list: Sequence[tasks.Task],
     tokenizer: tokenizers.Tokenizer,
     counts: ngram_counts.NgramCounts | None,
+    cache: Path | None = None,
 ) -> list[tasks.Task]:
-    """Return the tasks with their baselines. Without counts, n-gram baselines are left out."""
+    """Return the tasks with their baselines. Without counts, n-gram baselines are left out.
+
+    cache: folder of stored translations; None stores none.
+    """
     models = {} if counts is None else ngram_models.fit_models(counts)
     return [
-        dataclasses.replace(task, baselines=tuple(_baselines(task, tokenizer, models)))
+        dataclasses.replace(task, baselines=tuple(_baselines(task, tokenizer, models, cache)))
         for task in task_list
     ]
 
@@ -49,28 +54,30 @@ def add_text_baselines(
 ) -> list[tasks.Task]:
     """Return the tasks with their baselines. The n-gram models are those of the training text."""
     counts = ngram_counts.count_ngrams(text) if task_list else None
-    return add_baselines(task_list, text.tokenizer, counts)
+    return add_baselines(task_list, text.tokenizer, counts, staging.local_folder(text.data))
 
 
 def _baselines(
     task: tasks.Task,
     tokenizer: tokenizers.Tokenizer,
     models: dict[str, ngram_models.NgramModel],
+    cache: Path | None,
 ) -> list[tasks.Baseline]:
     """Return the baselines of a task."""
-    baselines = []
     if task.is_translation:
-        texts = [_source_text(example) for example in task.examples]
-        points = [
-            float(text.strip() == example.answers[example.right].strip())
-            for text, example in zip(texts, task.examples, strict=True)
+        return [
+            tasks.Baseline(name, _exact_points(task, texts), texts)
+            for name, texts in translations.translate_task(task, cache).items()
         ]
-        baselines.append(tasks.Baseline("copy", np.array(points), texts))
-    elif models:
-        baselines += _ngram_baselines(task, tokenizer, models)
-    if task.training_examples:
-        baselines += _bag_of_words(task)
-    return baselines
+    baselines = _ngram_baselines(task, tokenizer, models) if models else []
+    return baselines + (_bag_of_words(task) if task.training_examples else [])
+
+
+def _exact_points(task: tasks.Task, texts: Sequence[str]) -> np.ndarray:
+    """Return 1 for each text that is the correct answer, else 0."""
+    answers = [e.answers[e.right].removesuffix(task.stop).strip() for e in task.examples]
+    pairs = zip(texts, answers, strict=True)
+    return np.array([float(text.strip() == answer) for text, answer in pairs])
 
 
 def _ngram_baselines(
@@ -131,8 +138,3 @@ def _bag_of_words(task: tasks.Task) -> list[tasks.Baseline]:
                 example = task.examples[row]
                 points[row] = float(label == example.answers[example.right])
     return [tasks.Baseline("bag_of_words", points)] if trained.keys() & rows_of.keys() else []
-
-
-def _source_text(example: tasks.Example) -> str:
-    """Return the text to translate."""
-    return example.question.strip().removesuffix(SOURCE_SUFFIX.strip()).strip()

@@ -12,7 +12,7 @@ The files, in reading order:
     loss_surface.py       loss against tokens, L(N, D) contours, isoFLOP
     task_accuracy.py      accuracy, mastered tasks, emergence
     abilities.py          tasks above baseline by family, accuracy beside log-probability
-    transfer.py           fine-tuning, forgetting, compute saved
+    transfer.py           fine-tuning, forgetting, compute saved, gain of pre-training
     recipe_multiplier.py  compute multiplier of two recipes
     learning_rates.py     loss against learning rate, coordinate check
     goodput.py            time by phase
@@ -50,7 +50,9 @@ from lm.reports.plots.transfer import (
     finetuned_vs_scratch,
     forgetting_vs_size,
     left_out_clusters,
+    pretraining_gain_vs_size,
     task_quality_vs_data,
+    tuned_scores_vs_size,
     unseen_task_accuracy,
 )
 
@@ -77,10 +79,12 @@ __all__ = [
     "optimal_size",
     "predicted_accuracy",
     "predicted_vs_measured",
+    "pretraining_gain_vs_size",
     "save_figure",
     "task_curves",
     "task_quality_vs_data",
     "tasks_mastered",
     "time_by_phase",
+    "tuned_scores_vs_size",
     "unseen_task_accuracy",
 ]

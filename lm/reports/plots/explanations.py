@@ -77,6 +77,14 @@ EXPLANATIONS = {
         "If open and filled markers share one curve, the loss decides the accuracy and the size"
         " does not matter.",
     ),
+    "tuned": (
+        "The score of each tuned task against size, from pre-trained weights and from scratch.",
+        "A method is useful where its line is above the dotted line of the best baseline.",
+    ),
+    "pretraining_gain": (
+        "The score of a pre-trained model minus that of a model from scratch, against size.",
+        "Pre-training pays where the bar of a point is above 0.",
+    ),
     "completion": (
         "The share of held-out words that a model completes exactly, against its size.",
         "A rising line means that a lower loss becomes visible in the text.",

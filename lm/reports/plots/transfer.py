@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import transfer_analysis
 from lm.reports.plots import elements, style
+from lm.reports.tuned_abilities import pretraining_gain
 from lm.runs import records, run_selection, task_results
 
 # Training method (see transfer_analysis.task_quality) -> line style, kind of marker.
@@ -25,6 +26,22 @@ METHOD_MARKERS: dict[str, elements.Kind] = {
     "tuned": "filled",
     "from scratch, same FLOPs": "diamond",
 }
+# Method (see pretraining_gain) -> line style, kind of marker, color of the theme.
+TUNING_LINES: dict[str, tuple[str, elements.Kind, str]] = {
+    pretraining_gain.TUNED: ("-", "filled", "ink"),
+    pretraining_gain.SCRATCH: ("--", "open", "ink"),
+    pretraining_gain.TOTAL_FLOPS: ("None", "diamond", "ink"),
+    pretraining_gain.TUNED_ON_ALL: ("-", "filled", "accent"),
+    pretraining_gain.SCRATCH_ON_ALL: ("--", "open", "accent"),
+}
+# Comparison (see pretraining_gain) -> line style, color of the theme.
+GAIN_LINES = dict(
+    zip(
+        pretraining_gain.COMPARISONS,
+        [("-", "ink"), (":", "ink"), ("-", "accent"), ("--", "accent")],
+        strict=True,
+    )
+)
 
 
 def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=style.LIGHT) -> Figure:
@@ -202,6 +219,76 @@ def compute_saved_vs_size(points, theme=style.LIGHT) -> Figure:
         "loss of the fine-tuned run. FLOPs of fine-tuning exclude pre-training. Open: lower bound.",
     ]
     return style.finish_figure(figure, axes, caption, theme)
+
+
+def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
+    """Plot the score of each tuned task against size, a panel per task, a line per method.
+
+    points: result of pretraining_gain.task_scores. A score is BLEU or accuracy in percent.
+    """
+    tasks = list(dict.fromkeys(point["task"] for point in points))
+    title = "Tuned on prompts: score by size"
+    figure, panels = style.new_panels(title, len(tasks), theme, columns=3)
+    for axes, task in zip(panels, tasks, strict=False):
+        of_task = [point for point in points if point["task"] == task]
+        for method, (line, kind, color) in TUNING_LINES.items():
+            curve = [point for point in of_task if point["method"] == method]
+            xs, ys = [p["size"] for p in curve], [p["value"] for p in curve]
+            axes.plot(xs, ys, line, color=theme[color], linewidth=1.2)
+            for p in curve:
+                tip = f"{style.format_si(p['size'])} {method}: {p['value']:.1f} ± {p['se']:.1f}"
+                point = p["size"], p["value"]
+                elements.draw_point(axes, point, theme[color], theme, tip, p["se"], kind=kind)
+        best = max(of_task, key=lambda point: point["size"])
+        axes.axhline(best["baseline"], color=theme["muted"], linewidth=1, linestyle=":")
+        elements.set_scales(axes, records.N_PARAMS, "tasks")
+        unit = "BLEU" if best["metric"] == "bleu" else "%"
+        name = style.truncate_label(task, 32)
+        style.panel_title(axes, f"{name} ({unit}; {best['baseline_name']})", theme)
+    caption = [
+        f"Horizontal: {style.axis_label(records.N_PARAMS)}. Dark: trained on this task alone."
+        " Colored: on all tasks at once.",
+        "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps. Diamond:"
+        " from scratch, FLOPs of pre-training and tuning. Dotted: the baseline in the title.",
+        "Bars: one standard error over test items and seeds.",
+    ]
+    return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
+    """Plot the gain of pre-training against size, a panel per task, a line per comparison.
+
+    effects: see pretraining_gain.compare_methods. A filled marker exceeds two standard errors.
+    """
+    tasks = list(dict.fromkeys(gain["task"] for gain in effects))
+    title = "Gain of pre-training by size"
+    figure, panels = style.new_panels(title, len(tasks), theme, columns=3)
+    for axes, task in zip(panels, tasks, strict=False):
+        of_task = sorted((g for g in effects if g["task"] == task), key=lambda gain: gain["size"])
+        for (method, other), (line, color) in GAIN_LINES.items():
+            curve = [g for g in of_task if (g["method"], g["other"]) == (method, other)]
+            xs, ys = [g["size"] for g in curve], [g["gain"] for g in curve]
+            axes.plot(xs, ys, line, color=theme[color], linewidth=1.2)
+            for g in curve:
+                is_significant = abs(g["gain"]) > pretraining_gain.N_ERRORS * g["gain_se"]
+                kind = "filled" if is_significant else "open"
+                tip = f"{style.format_si(g['size'])}, {method} − {other}: {g['gain']:+.1f}"
+                tip += f" ± {g['gain_se']:.1f}"
+                point, error = (g["size"], g["gain"]), g["gain_se"]
+                elements.draw_point(axes, point, theme[color], theme, tip, error, kind=kind)
+        axes.axhline(0, color=theme["muted"], linewidth=1)
+        elements.set_scales(axes, records.N_PARAMS, "tasks")
+        unit = "BLEU" if of_task[0]["metric"] == "bleu" else "points"
+        style.panel_title(axes, f"{style.truncate_label(task, 32)} ({unit})", theme)
+    caption = [
+        f"Horizontal: {style.axis_label(records.N_PARAMS)}. Dark, solid: tuned on the task, minus"
+        " from scratch with the same steps; dotted: minus from scratch with the FLOPs of both.",
+        "Colored, solid: tuned on all tasks, minus from scratch on the task; dashed: minus from"
+        " scratch on all tasks.",
+        "Filled: more than two standard errors from 0. Bars: one standard error over test items and"
+        " seeds.",
+    ]
+    return style.finish_figure(figure, panels[0], caption, theme)
 
 
 def unseen_task_accuracy(points, theme=style.LIGHT) -> Figure:

@@ -23,7 +23,7 @@ from lm.reports.sections import (
     setup_section,
     text_section,
 )
-from lm.reports.sections.abilities import ability_section
+from lm.reports.sections.abilities import ability_section, transfer_section
 from lm.runs import records
 
 MAIN_FIGURES = ("loss", "compute", "curves")  # the first available one is the main figure
@@ -35,6 +35,7 @@ FIGURES = {
         "completion",
     ),
     "flat abilities": ("tasks_flat",),
+    "transfer": ("tuned", "pretraining_gain"),
     "cost": ("goodput",),
     "runs": ("curves", "sources", "rates_by_width", "rates_by_depth"),
 }
@@ -66,6 +67,7 @@ def all_sections(
         "Abilities": ability_section.ability_section(
             sweep, grids["abilities"], grids["flat abilities"]
         ),
+        **_transfer(sweep, grids["transfer"]),
         "Time and cost": cost_section.cost_section(
             sweep, rates or device_cost.DeviceRates(), grids["cost"]
         ),
@@ -77,6 +79,14 @@ def all_sections(
 def main_figure(names: Container[str]) -> str:
     """Return the name of the main figure of the page among the available ones, "" if none is."""
     return next((name for name in MAIN_FIGURES if name in names), "")
+
+
+def _transfer(sweep: summary.SweepSummary, figures: Markup) -> dict[str, Markup]:
+    """Return the section of tuned models, {} without runs that are tuned on prompts."""
+    if not transfer_section.has_transfer(sweep):
+        return {}
+    gains = transfer_section.transfer_gains(sweep)
+    return {"Gain of pre-training": html.join_html([gains, figures])}
 
 
 def _runs_and_settings(sweep: summary.SweepSummary, figures: Markup) -> Markup:

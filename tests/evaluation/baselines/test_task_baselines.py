@@ -78,6 +78,21 @@ def test_translation_is_compared_with_a_copy_of_its_source(tmp_path):
     assert task_results.select_baseline(metrics, "bleu")[0] == "copy"
 
 
+def test_test_of_a_translation_is_against_all_baselines(tmp_path):
+    pytest.importorskip("sacrebleu", reason="needs the extra translation")
+    train = [{"src": f"A {x}", "tgt": f"Ein {x}"} for x in ("Hund", "Kater", "Baum", "Haus")]
+    sources, targets = ["A Hund Baum", "A Baum Haus"], ["Ein Hund Baum", "Ein Baum Haus"]
+    task = load(tmp_path, train=train, src=sources, tgt=targets)
+    (task,) = task_baselines.add_baselines([task], BYTES, counts())
+    assert [baseline.name for baseline in task.baselines] == ["copy", "nearest", "word_by_word"]
+    correct = [example.answers[0].strip() for example in task.examples]
+    metrics = task_metrics.text_metrics(task, correct)
+    # The copies are worse than the answers, and the translations word by word are equal to them.
+    assert metrics["chrf_baseline_word_by_word"]["value"] == pytest.approx(100)
+    assert metrics["p_above_baseline"]["value"] == 1
+    assert task_results.select_baseline(metrics, "chrf")[0] == "word by word"
+
+
 def test_records_of_a_run_contain_the_baselines(tiny, tmp_path):
     (tmp_path / "pairs.tsv").write_text("The fox jumps.\tThe fox jump.\nIt sleeps.\tSleeps it.\n")
     (tmp_path / "other.tsv").write_text("A while.\tWhile a.\n" + "x" * 40 + "\ty\n")

@@ -1,0 +1,157 @@
+"""Tune the sizes of sweeps/ability_ladder.py on prompts, against models trained from scratch.
+
+    uv run python -m experiments.plan --sweep=configs/sweeps/ability_tuning.py:my/tasks,400K
+    uv run python -m experiments.sweep --sweep=configs/sweeps/ability_tuning.py:my/tasks,400K
+
+The argument is TASKS,LARGEST,PARTS,RUNS. LARGEST is the largest size, 4M by default. PARTS are
+names of this list, separated by +, all by default. RUNS is the folder that contains ability_ladder,
+"runs" by default. It must exist: all models use the tokenizer of the ladder.
+
+captions      English-German captions, from the pre-trained weights and from scratch, for equal
+              numbers of steps, at each rate of FACTORS: the sweep of learning rates
+long          captions from scratch, for the FLOPs of pre-training and tuning together
+seeds         captions with the best rates of the part captions, and the other seeds of the ladder
+prompts       all tasks at once, in two wordings, with other instructions: from the pre-trained
+              weights and from scratch
+specialists   each classification and the paraphrases, from scratch and from the pre-trained weights
+
+my/tasks contains a folder per task of TASKS, and instructions with train.jsonl.gz,
+test_unseen_template.jsonl.gz and test_unseen_task.jsonl.gz. Models of the part prompts are tested
+on held-out items, on a wording that no prompt of the tuning has, and on UNSEEN kinds of tasks. All
+other runs stop when their held-out loss rises. lm/reports/transfer_analysis.py compares the runs.
+
+Hardware and time: see experiments/LOG.md. A size takes about eight times its tuning run of STEPS,
+which has a fifth of the FLOPs of its pre-training.
+"""
+
+import pathlib
+import warnings
+from collections.abc import Iterator
+
+from configs.sweeps import ability_ladder
+from lm.config import schema
+
+PARTS = ("captions", "long", "seeds", "prompts", "specialists")
+CAPTIONS = "translate_en_de_multi30k"
+SHORT_TASKS = ("ag_news", "sst2", "subjectivity", "goemotions", "quora_paraphrase")
+TASKS = {  # weight of each task in the part prompts
+    **{CAPTIONS: 0.35, "ag_news": 0.1, "sst2": 0.1, "subjectivity": 0.1, "goemotions": 0.1},
+    **{"quora_paraphrase": 0.05, "instructions": 0.2},
+}
+UNSEEN = ("nli", "fact_checking", "big_bench_hard")  # categories that tuning never contains
+STEPS = 1024
+FACTORS = (1 / 3, 2 / 3, 4 / 3, 8 / 3)  # of the learning rate of the pre-training
+FACTORS_OF_SIZE = {"1M": (4 / 3, 8 / 3), "4M": (4 / 3, 8 / 3)}
+BEST = {"tuned": 4 / 3, "scratch": 8 / 3}
+
+
+def get_sweep(argument: str = "data/tasks") -> Iterator[schema.Run]:
+    """Yield the runs of each size for "TASKS,LARGEST,PARTS,RUNS"."""
+    folder, largest, part_names, runs = [*argument.split(","), "", "", ""][:4]
+    parts = part_names.split("+") if part_names else PARTS
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"part={unknown[0]} does not exist: use one of {', '.join(PARTS)}")
+    parents = _pretrained_runs(largest, runs or "runs")
+    for size in ability_ladder.SIZES[: ability_ladder.SIZES.index(largest or "4M") + 1]:
+        seeds = ability_ladder.SEEDS.get(size, (0, 1, 2))
+        first, *others = (parents[f"{size}-seed{seed}" if seed else size] for seed in seeds)
+        if "captions" in parts:
+            for factor in FACTORS_OF_SIZE.get(size, FACTORS):
+                yield _captions(first, folder, "tuned", factor)
+                yield _captions(first, folder, "scratch", factor)
+        if "long" in parts:
+            run = _captions(first, folder, "scratch", BEST["scratch"] / 2)
+            run.name = run.name.replace("-scratch-", "-long-")
+            run.steps += round(first.steps * _row_tokens(first) / _row_tokens(run))
+            run.eval.interval = run.steps // 16
+            yield run
+        if "seeds" in parts:
+            for parent in others:
+                yield from (_captions(parent, folder, *item) for item in BEST.items())
+        if "prompts" in parts:
+            yield from (_prompts(first, folder, *item) for item in BEST.items())
+        if "specialists" in parts:
+            for task in SHORT_TASKS:
+                yield from (_specialist(first, folder, task, *item) for item in BEST.items())
+
+
+def _pretrained_runs(largest: str, runs: str) -> dict[str, schema.Run]:
+    """Return {size, or size and seed: run of the largest token budget} of the ladder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the ladder has given the warnings of its law
+        sweep = list(ability_ladder.get_sweep(f"data/corpora,,{largest}"))
+    tokenizer = pathlib.Path(runs, sweep[0].name, "tokenizer.json")
+    suffix = f"-{max(ability_ladder.TOKENS) / 1e6:g}M"
+    parents = {}
+    for run in sweep:
+        if run.name.endswith(suffix):
+            run.dir = runs
+            run.data.tokenizer = f"file:{tokenizer}" if tokenizer.exists() else run.data.tokenizer
+            parents[run.name.partition("/")[2].removesuffix(suffix)] = run
+    return parents
+
+
+def _new_run(parent: schema.Run, name: str, method: str, factor: float) -> schema.Run:
+    """Return a run on conversations, with the model of a pre-trained run.
+
+    method: "tuned" starts from its weights, "scratch" from random weights. factor: learning rate,
+    in units of that of the parent.
+    """
+    label = parent.name.partition("/")[2].rpartition("-")[0]
+    run = schema.Run(name=f"ability_tuning/{label}-{name}-{method}-x{factor:.2g}", dir=parent.dir)
+    run.model, run.seed, run.steps = parent.model, parent.seed, STEPS
+    run.start.run = parent.name if method == "tuned" else ""
+    run.data.tokenizer = parent.data.tokenizer
+    run.data.packing, run.data.loss_on = "documents", "answers"
+    run.data.seq_len, run.data.batch_size = 256, 8
+    run.optim.lr = factor * parent.optim.lr
+    run.checkpoint_interval = 256
+    run.eval.n_sequences, run.eval.n_completions = 128, 0
+    return run
+
+
+def _captions(parent: schema.Run, folder: str, method: str, factor: float) -> schema.Run:
+    """Return a run on the captions, which have less than two epochs in STEPS."""
+    run = _new_run(parent, "captions", method, factor)
+    run.data.sources = {f"chat:{folder}/{CAPTIONS}/train.jsonl.gz": 1.0}
+    run.eval.tasks = f"file:{folder}/{CAPTIONS}?template=chat"
+    run.eval.interval, run.eval.patience = STEPS // 4, 4
+    return run
+
+
+def _specialist(
+    parent: schema.Run, folder: str, task: str, method: str, factor: float
+) -> schema.Run:
+    """Return a run on a single task, which stops when its held-out loss rises."""
+    run = _new_run(parent, task, method, factor)
+    run.data.sources, run.data.heldout_fraction = {f"chat:{folder}/{task}/train.jsonl.gz": 1.0}, 0.1
+    run.eval.tasks = f"file:{folder}/{task}?template=chat&n=500"
+    run.eval.interval, run.eval.patience = STEPS // 16, 4
+    return run
+
+
+def _prompts(parent: schema.Run, folder: str, method: str, factor: float) -> schema.Run:
+    """Return a run on prompts of all tasks. Captions and tasks have two wordings."""
+    run = _new_run(parent, "prompts", method, factor)
+    wordings = {task: ("chat",) if task == "instructions" else ("chat", "task") for task in TASKS}
+    run.data.sources = {
+        f"chat:{folder}/{task}/train.jsonl.gz?template={wording}": weight / len(wordings[task])
+        for task, weight in TASKS.items()
+        for wording in wordings[task]
+    }
+    run.data.forbidden_tasks = ",".join(UNSEEN)
+    tests = [f"file:{folder}/{CAPTIONS}?template=chat"]
+    for wording in ("chat", "question"):  # the second is in no prompt of the tuning
+        tests += [f"file:{folder}/{task}?template={wording}&n=500" for task in SHORT_TASKS]
+    instructions = f"file:{folder}/instructions"
+    tests.append(f"{instructions}/test_unseen_template.jsonl.gz?template=chat")
+    tests += [
+        f"{instructions}/test_unseen_task.jsonl.gz?template=chat&only={name}" for name in UNSEEN
+    ]
+    run.eval.tasks = " ".join(tests)
+    return run
+
+
+def _row_tokens(run: schema.Run) -> int:
+    """Return the tokens per step."""
+    return run.data.seq_len * run.data.batch_size

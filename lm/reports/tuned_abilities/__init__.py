@@ -1,0 +1,4 @@
+"""Abilities of models that are tuned on prompts, against single-purpose models, by size.
+
+pretraining_gain.py   gain of pre-training in each task, and the size from which it pays
+"""

@@ -1,0 +1,212 @@
+"""Gain of pre-training in each tuned task, by size, and the smallest size from which it pays.
+
+    points = pretraining_gain.task_scores(rows)         # score of each task, size and method
+    effects = pretraining_gain.compare_methods(points)    # with standard errors
+    pretraining_gain.describe_gains(effects)              # one sentence per task and comparison
+
+The methods of a run on conversations, of which it has one task or several:
+
+    tuned, tuned on all                    from the weights of a pre-trained run
+    from scratch, from scratch on all      from random weights, with as many steps: equal FLOPs
+    from scratch, total FLOPs              with the FLOPs of pre-training and tuning together
+
+Of the runs of a seed that differ in their learning rate, the one with the lowest held-out loss
+counts. Runs on fewer training examples of the task are left out.
+Scores are BLEU of generated translations, else accuracy in percent. The standard error of a mean
+over seeds contains the error of the test items, which all seeds share, and the variance between
+seeds. Test items are assumed to be independent between methods, which overestimates the error of
+a gain. A gain pays from the smallest size at which this gain and those of all larger sizes exceed
+two standard errors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from lm.reports import transfer_analysis
+from lm.runs import records, short_names, task_results
+
+TUNED, TUNED_ON_ALL = "tuned", "tuned on all"
+SCRATCH, SCRATCH_ON_ALL = "from scratch", "from scratch on all"
+TOTAL_FLOPS = "from scratch, total FLOPs"
+METHODS = (TUNED, SCRATCH, TOTAL_FLOPS, TUNED_ON_ALL, SCRATCH_ON_ALL)
+COMPARISONS = (
+    (TUNED, SCRATCH),
+    (TUNED, TOTAL_FLOPS),
+    (TUNED_ON_ALL, SCRATCH),
+    (TUNED_ON_ALL, SCRATCH_ON_ALL),
+)
+N_ERRORS = 2  # standard errors that a gain must exceed
+
+
+def is_tuned_on_prompts(row: Mapping) -> bool:
+    """Return True if a run is done and was trained on answers of conversations."""
+    return row["status"] == "done" and row.get("data.loss_on") == "answers"
+
+
+def task_scores(rows: Sequence[Mapping]) -> list[dict]:
+    """Return the score of each task, size and method, with its best baseline.
+
+    Return a list of {"task" (short name), "size", "method", "metric" (bleu or accuracy), "value",
+    "se", "n_runs" (seeds), "lr" (mean learning rate), "baseline", "baseline_name"}.
+    """
+    tuned_rows = [row for row in rows if is_tuned_on_prompts(row)]
+    steps = _tuned_steps(tuned_rows)
+    groups: dict[tuple[str, float, str], list[Mapping]] = {}
+    for row in tuned_rows:
+        for task in task_results.task_names([row]):
+            if np.isfinite(task_results.task_value(row, task)):
+                key = task, row[records.N_PARAMS], _method(row, steps)
+                groups.setdefault(key, []).append(row)
+    ordered = sorted(groups.items(), key=lambda item: _order(*item[0]))
+    return [_score(*key, _best_by_seed(group)) for key, group in ordered]
+
+
+def task_label(task: str) -> str:
+    """Return the name of a task with its wording: file:my/sst2?template=task -> sst2 (task).
+
+    The wording of the template "chat" is left out. Tasks of a file are named by its option `only`.
+    """
+    name, _, query = short_names.shorten_task(task).partition("?")
+    options = dict(text.split("=", 1) for text in query.split("&") if "=" in text)
+    wording, selection = options.pop("template", "chat"), options.pop("only", "")
+    name += f": {selection}" if selection else ""
+    others = [f"{key}={value}" for key, value in options.items()]
+    others += [wording] if wording != "chat" else []
+    return f"{name} ({', '.join(others)})" if others else name
+
+
+def compare_methods(points: Sequence[Mapping]) -> list[dict]:
+    """Return the gain of the first method of each of COMPARISONS over the second.
+
+    points: result of task_scores. Return a list of {"task", "size", "metric", "method", "other",
+    "gain", "gain_se"} for each task and size with both methods.
+    """
+    by_key = {(point["task"], point["size"], point["method"]): point for point in points}
+    effects = []
+    for task, size in dict.fromkeys((point["task"], point["size"]) for point in points):
+        for method, other in COMPARISONS:
+            pair = [by_key.get((task, size, name)) for name in (method, other)]
+            if pair[0] and pair[1]:
+                effects.append(
+                    {
+                        "task": task,
+                        "size": size,
+                        "metric": pair[0]["metric"],
+                        "method": method,
+                        "other": other,
+                        "gain": pair[0]["value"] - pair[1]["value"],
+                        "gain_se": float(np.hypot(pair[0]["se"], pair[1]["se"])),
+                    }
+                )
+    return effects
+
+
+def paying_size(effects: Sequence[Mapping]) -> float | None:
+    """Return the size from which a gain pays, None if it does not pay at the largest size.
+
+    effects: those of one task and comparison.
+    """
+    size = None
+    for point in sorted(effects, key=lambda point: -point["size"]):
+        if point["gain"] <= N_ERRORS * point["gain_se"]:
+            break
+        size = point["size"]
+    return size
+
+
+def describe_gains(
+    effects: Sequence[Mapping], format_size: Callable[[float], str] = str
+) -> list[str]:
+    """Return a sentence for each task and comparison: the size from which the gain pays.
+
+    format_size: function from a number of parameters to text.
+    """
+    sentences = []
+    for task, method, other in dict.fromkeys((g["task"], g["method"], g["other"]) for g in effects):
+        curve = [
+            g for g in effects if (g["task"], g["method"], g["other"]) == (task, method, other)
+        ]
+        curve.sort(key=lambda point: point["size"])
+        size, last = paying_size(curve), curve[-1]
+        harmed = [
+            format_size(point["size"])
+            for point in curve
+            if point["gain"] < -N_ERRORS * point["gain_se"]
+        ]
+        effect = f"pays from {format_size(size)} on" if size else "has no significant gain"
+        sentence = (
+            f"{task}: {method} against {other} {effect} ({last['gain']:+.1f} ±"
+            f" {last['gain_se']:.1f} {_unit(last)} at {format_size(last['size'])})"
+        )
+        sentences.append(sentence + (f", and is worse at {', '.join(harmed)}" if harmed else ""))
+    return sentences
+
+
+def _unit(point: Mapping) -> str:
+    """Return the unit of a score."""
+    return "BLEU" if point["metric"] == "bleu" else "points"
+
+
+def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
+    """Return {(size, *sources): steps} of the fine-tuned runs."""
+    return {
+        (row[records.N_PARAMS], *transfer_analysis.learned(row)): row["steps"]
+        for row in rows
+        if transfer_analysis.is_finetuned(row)
+    }
+
+
+def _method(row: Mapping, tuned_steps: Mapping[tuple, int]) -> str:
+    """Return the method of a run. tuned_steps: see `_tuned_steps`."""
+    sources = transfer_analysis.learned(row)
+    if transfer_analysis.is_finetuned(row):
+        return TUNED if len(sources) == 1 else TUNED_ON_ALL
+    if len(sources) > 1:
+        return SCRATCH_ON_ALL
+    is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *sources), row["steps"])
+    return TOTAL_FLOPS if is_longer else SCRATCH
+
+
+def _best_by_seed(rows: Sequence[Mapping]) -> list[Mapping]:
+    """Return the run of each seed with the lowest held-out loss, of those with the most text."""
+    n_tokens = max(row.get("unique_tokens", 0) for row in rows)
+    best: dict[int, Mapping] = {}
+    for row in sorted(rows, key=_held_out_loss):
+        if row.get("unique_tokens", 0) == n_tokens:
+            best.setdefault(row["seed"], row)
+    return list(best.values())
+
+
+def _held_out_loss(row: Mapping) -> float:
+    """Return the held-out loss of a run, infinity if it has no finite loss."""
+    loss = row.get(records.LOSS)
+    return loss if records.is_finite(loss) else np.inf
+
+
+def _order(task: str, size: float, method: str) -> tuple:
+    """Return the sort key of a score: task, size and method."""
+    return short_names.shorten_task(task), size, METHODS.index(method)
+
+
+def _score(task: str, size: float, method: str, runs: Sequence[Mapping]) -> dict:
+    """Return the dict of `task_scores` of one task, size and method. runs: one per seed."""
+    has_bleu = task_results.task_result(runs[0], task, "bleu") is not None
+    metric, scale = ("bleu", 1.0) if has_bleu else ("accuracy", 100.0)
+    results = [task_results.task_result(run, task, metric) for run in runs]
+    values = scale * np.array([result["value"] for result in results if result])
+    errors = scale * np.array([result["se"] for result in results if result])
+    variance = values.var(ddof=1) if len(values) > 1 else 0.0
+    name, baseline = task_results.best_baseline(runs[0], task, metric)
+    return {
+        "task": task_label(task),
+        "size": size,
+        "method": method,
+        "metric": metric,
+        "value": float(values.mean()),
+        "se": float(np.sqrt((errors**2).mean() + variance / len(values))),
+        "n_runs": len(values),
+        "lr": float(np.mean([run["optim.lr"] for run in runs])),
+        "baseline": scale * baseline,
+        "baseline_name": name,
+    }

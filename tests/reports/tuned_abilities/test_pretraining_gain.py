@@ -1,0 +1,107 @@
+"""Gain of pre-training of rows with known scores."""
+
+import pytest
+
+from lm.reports.plots import style, transfer
+from lm.reports.sections.abilities import transfer_section
+from lm.reports.tuned_abilities import pretraining_gain
+
+TASK, OTHER = "file:my/captions?template=chat", "file:my/sst2?template=chat&n=500"
+SIZES = (1000, 4000, 16000)
+
+
+def prompt_row(size, bleu, start="", steps=100, sources=("chat:a",), columns=None):
+    """Return the row of a finished run on conversations with the BLEU of its translations."""
+    return {
+        **{"name": f"t/{size}-{bleu}-{start}-{steps}", "status": "done", "seed": 0, "steps": steps},
+        **{"params.non_embedding": size, "start.run": start, "data.loss_on": "answers"},
+        **{"data.sources": dict.fromkeys(sources, 1.0), "unique_tokens": 1000, "optim.lr": 0.01},
+        **{"eval.loss": 2.0, f"eval.task.{TASK}.accuracy": 0.0, f"eval.task.{TASK}.bleu": bleu},
+        **{f"eval.task_se.{TASK}.bleu": 0.3, f"eval.task.{TASK}.bleu_baseline_nearest": 8.0},
+        **(columns or {}),
+    }
+
+
+def rows() -> list[dict]:
+    """Return runs of three sizes whose gain is -2, 1 and 4 BLEU, with a worse learning rate."""
+    result = []
+    for size, tuned in zip(SIZES, (8.0, 12.0, 18.0), strict=True):
+        scratch = {1000: 10.0, 4000: 11.0, 16000: 14.0}[size]
+        result.append(prompt_row(size, tuned, "p/parent"))
+        result.append(
+            prompt_row(size, 99.0, "p/parent", columns={"eval.loss": 2.5, "optim.lr": 9.0})
+        )
+        result.append(prompt_row(size, scratch))
+        result.append(prompt_row(size, scratch + 2, steps=600))
+    return result
+
+
+def test_best_held_out_loss_selects_the_learning_rate():
+    points = pretraining_gain.task_scores(rows())
+    tuned = [p for p in points if p["method"] == pretraining_gain.TUNED]
+    assert [(p["size"], p["value"]) for p in tuned] == [(1000, 8), (4000, 12), (16000, 18)]
+    assert {p["lr"] for p in tuned} == {0.01}
+    assert {(p["task"], p["metric"], p["baseline"]) for p in points} == {("captions", "bleu", 8.0)}
+    fewer = prompt_row(1000, 50.0, "p/parent", columns={"eval.loss": 1.0, "unique_tokens": 10})
+    lossless = prompt_row(4000, 50.0, "p/parent", columns={"eval.loss": "nan"})
+    invalid = prompt_row(4000, "nan", "p/parent", columns={f"eval.task.{TASK}.accuracy": "nan"})
+    assert pretraining_gain.task_scores([*rows(), fewer, lossless, invalid]) == points
+
+
+def test_gain_pays_from_the_size_above_two_errors():
+    effects = pretraining_gain.compare_methods(pretraining_gain.task_scores(rows()))
+    equal = [g for g in effects if g["other"] == pretraining_gain.SCRATCH]
+    assert [g["gain"] for g in equal] == pytest.approx([-2, 1, 4])
+    assert equal[0]["gain_se"] == pytest.approx(0.3 * 2**0.5)
+    assert pretraining_gain.paying_size(equal) == 4000
+    assert pretraining_gain.paying_size(equal[:1]) is None
+    first, second = pretraining_gain.describe_gains(effects)
+    assert first == (
+        "captions: tuned against from scratch pays from 4000 on (+4.0 ± 0.4 BLEU at 16000), and is"
+        " worse at 1000"
+    )
+    assert "total FLOPs pays from 16000 on" in second and "worse at 1000, 4000" in second
+
+
+def test_errors_contain_the_variance_between_seeds():
+    seeds = [
+        prompt_row(1000, bleu, columns={"seed": seed}) for seed, bleu in enumerate((9.0, 11.0))
+    ]
+    (point,) = pretraining_gain.task_scores(seeds)
+    assert (point["value"], point["n_runs"]) == (10, 2)
+    assert point["se"] == pytest.approx((0.3**2 + 2 / 2) ** 0.5)
+
+
+def test_classifications_are_in_percent_and_runs_on_all_tasks_differ():
+    column = f"eval.task.{OTHER}.accuracy"
+    several = prompt_row(1000, 5.0, "p/q", sources=("chat:a", "chat:b"), columns={column: 0.75})
+    points = pretraining_gain.task_scores([several, prompt_row(1000, 5.0, columns={column: 0.5})])
+    assert {(p["task"], p["method"], p["value"]) for p in points} == {
+        *[("captions", "tuned on all", 5), ("captions", "from scratch", 5)],
+        *[("sst2", "tuned on all", 75), ("sst2", "from scratch", 50)],
+    }
+    (gain,) = [g for g in pretraining_gain.compare_methods(points) if "sst2" in g["task"]]
+    assert (gain["method"], gain["gain"]) == ("tuned on all", 25)
+
+
+def test_labels_contain_the_wording_and_the_selection():
+    labels = {
+        OTHER: "sst2",
+        "file:my/sst2?template=question&n=5": "sst2 (question)",
+        "file:my/test_unseen_task.jsonl.gz?template=chat&only=nli": "test_unseen_task: nli",
+        "copy?length=3": "copy (length=3)",
+    }
+    assert {task: pretraining_gain.task_label(task) for task in labels} == labels
+
+
+def test_figures_and_table_show_all_methods():
+    points = pretraining_gain.task_scores(rows())
+    lines = transfer_section._score_lines(points)
+    assert [line["parameters"] for line in lines] == list(SIZES)
+    assert lines[0]["best baseline"] == "nearest 8.0" and lines[0]["tuned"] == (8.0, 0.3)
+    figure = transfer.tuned_scores_vs_size(points)
+    effects = transfer.pretraining_gain_vs_size(pretraining_gain.compare_methods(points))
+    for drawn in (figure, effects):
+        tips = [a.get_gid() for axes in drawn.axes for a in axes.get_children() if a.get_gid()]
+        assert sum(str(tip).startswith("tip:") for tip in tips) >= 6
+    assert transfer.tuned_scores_vs_size([], style.DARK) and transfer.pretraining_gain_vs_size([])
