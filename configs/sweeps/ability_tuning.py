@@ -20,8 +20,8 @@ test_unseen_template.jsonl.gz and test_unseen_task.jsonl.gz. Models of the part 
 on held-out items, on a wording that no prompt of the tuning has, and on UNSEEN kinds of tasks. All
 other runs stop when their held-out loss rises. lm/reports/transfer_analysis.py compares the runs.
 
-Hardware and time: see experiments/LOG.md. A size takes about eight times its tuning run of STEPS,
-which has a fifth of the FLOPs of its pre-training.
+Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training. All parts of a
+size with three seeds have about thirty times the steps of one tuning run, before early stopping.
 """
 
 import pathlib
@@ -42,6 +42,7 @@ UNSEEN = ("nli", "fact_checking", "big_bench_hard")  # categories that tuning ne
 STEPS = 1024
 FACTORS = (1 / 3, 2 / 3, 4 / 3, 8 / 3)  # of the learning rate of the pre-training
 FACTORS_OF_SIZE = {"1M": (4 / 3, 8 / 3), "4M": (4 / 3, 8 / 3)}
+# Best factors: an assumption until the part captions of all sizes has been trained.
 BEST = {"tuned": 4 / 3, "scratch": 8 / 3}
 
 
