@@ -20,8 +20,8 @@ test_unseen_template.jsonl.gz and test_unseen_task.jsonl.gz. Models of the part 
 on held-out items, on a wording that no prompt of the tuning has, and on UNSEEN kinds of tasks. All
 other runs stop when their held-out loss rises. lm/reports/transfer_analysis.py compares the runs.
 
-Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training. All parts of a
-size with three seeds have about thirty times the steps of one tuning run, before early stopping.
+Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training. All parts of
+a size with three seeds have about thirty times the steps of one tuning run, if none stops early.
 """
 
 import pathlib
