@@ -12,7 +12,7 @@ SIZES = ("10K", "25K", "60K", "100K")
 
 
 def make_ladder(folder, max_error=0.1, seconds=1e6):
-    """Return a ladder up to 1.5M for the target 4M, its goal and the seconds of its cells."""
+    """Return a ladder for the target 2.5M, its goal and the seconds of its cells."""
     runs = []
     for size in SIZES:
         run = base.get_config(size)
@@ -75,6 +75,17 @@ def test_interrupted_ladder_continues_with_the_same_runs(tmp_path):
     assert state.is_reached and [*first.names[:-1], *second.names] == trainer.names
     again = Trainer()
     assert train(tmp_path / "parts", again).is_reached and not again.names
+
+
+def test_interrupted_run_needs_its_time(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Trainer(fail_at=3))
+    trainer = Trainer()
+    state = train(tmp_path, trainer, seconds=4.0)
+    assert not trainer.names and state.spent_seconds <= 4 and not state.is_reached
+    assert "s/25K is interrupted and needs" in state.reason
+    assert ladder_record.read_result(tmp_path / "s")["reason"] == state.reason
+    assert train(tmp_path, trainer).is_reached
 
 
 def test_stop_states_the_cost_of_the_goal(tmp_path):
