@@ -7,7 +7,7 @@ The state of a ladder is its folder, so the same call continues an interrupted o
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,6 @@ def train_ladder(
 ) -> ladder_decision.LadderState:
     """Train chosen runs until the goal is reached or no run fits. Return the last state.
 
-    An interrupted run continues only if its estimated time fits.
-
     train: trains a run; its second argument is all runs of the ladder so far. estimates: seconds of
     a run of each cell by the cost model, [m]. report: called with each new decision. Finished runs
     of the sweep file count as earlier decisions. Raises ValueError if a run fails, and
@@ -38,16 +36,12 @@ def train_ladder(
         decisions = _load_decisions(ladder, folder)
         while True:
             runs = [ladder.cell(d.cell).run(d.seed) for d in decisions]
-            unfinished = [not records.is_finished(run) for run in runs]
-            # An interrupted run continues if its seconds fit into the time, which may be less now.
-            pending = [d for d, flag in zip(decisions, unfinished, strict=True) if flag]
-            state = _check_time(ladder, goal, decisions, pending, folder, estimates)
-            if state is None:
-                for run in [run for run, flag in zip(runs, unfinished, strict=True) if flag]:
+            for run in runs:
+                if not records.is_finished(run):  # an interrupted run continues
                     train(run, runs)
                     _check_ended(run)
-                rows = _load_rows(folder)
-                state = ladder_decision.decide_next(ladder, goal, decisions, rows, estimates)
+            rows = _load_rows(folder)
+            state = ladder_decision.decide_next(ladder, goal, decisions, rows, estimates)
             if state.decision is None:
                 ladder_record.write_decisions(
                     folder, decisions, dataclasses.asdict(goal), _describe(state)
@@ -56,31 +50,6 @@ def train_ladder(
             report(state.decision)
             decisions.append(state.decision)
             ladder_record.write_decisions(folder, decisions, dataclasses.asdict(goal))
-
-
-def _check_time(
-    ladder: ladder_cells.DesignedLadder,
-    goal: ladder_cells.LadderGoal,
-    decisions: Sequence[ladder_record.LadderDecision],
-    pending: Sequence[ladder_record.LadderDecision],
-    folder: Path,
-    estimates: np.ndarray,
-) -> ladder_decision.LadderState | None:
-    """Return the state of a ladder without the time for its interrupted runs, or None.
-
-    pending: decisions whose runs have not ended.
-    """
-    if not pending:
-        return None
-    ended = [decision for decision in decisions if decision not in pending]
-    state = ladder_decision.decide_next(ladder, goal, ended, _load_rows(folder), estimates)
-    seconds = sum(decision.seconds or 0.0 for decision in pending)
-    left = max(goal.budget_seconds - state.spent_seconds, 0.0)
-    if seconds <= left:
-        return None
-    names = ", ".join(decision.run for decision in pending)
-    reason = f"{names} is interrupted and needs {seconds:.3g} s, and {left:.3g} s are left"
-    return state._replace(decision=None, reason=f"{reason}: allow more time")
 
 
 def _load_decisions(

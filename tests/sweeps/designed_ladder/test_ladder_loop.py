@@ -77,17 +77,6 @@ def test_interrupted_ladder_continues_with_the_same_runs(tmp_path):
     assert train(tmp_path / "parts", again).is_reached and not again.names
 
 
-def test_interrupted_run_needs_its_time(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, Trainer(fail_at=3))
-    trainer = Trainer()
-    state = train(tmp_path, trainer, seconds=4.0)
-    assert not trainer.names and state.spent_seconds <= 4 and not state.is_reached
-    assert "s/25K is interrupted and needs" in state.reason
-    assert ladder_record.read_result(tmp_path / "s")["reason"] == state.reason
-    assert train(tmp_path, trainer).is_reached
-
-
 def test_stop_states_the_cost_of_the_goal(tmp_path):
     state = train(tmp_path, Trainer(), max_error=0.002, seconds=30.0)
     assert not state.is_reached and state.spent_seconds <= 30
