@@ -101,9 +101,7 @@ def compare_run(abilities: Mapping, row: Mapping) -> dict[str, dict[str, float]]
     return compared
 
 
-def _brier_scores(
-    abilities: Mapping, outcomes: Mapping[str, bool]
-) -> dict[str, dict[str, float]]:
+def _brier_scores(abilities: Mapping, outcomes: Mapping[str, bool]) -> dict[str, dict[str, float]]:
     """Return {method: brier and n_tasks} over the tasks that all methods and the run have."""
     probabilities = {
         method: abilities[method]["above"]

@@ -47,7 +47,9 @@ def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
         ),
         "quantities": quantities,
         "brier": {method: s["brier"] for method, s in scores.items() if "brier" in s},
-        N_BRIER_TASKS: max((int(s["n_tasks"]) for s in scores.values() if "n_tasks" in s), default=0),
+        N_BRIER_TASKS: max(
+            (int(s["n_tasks"]) for s in scores.values() if "n_tasks" in s), default=0
+        ),
         "paradigms": list(_paradigms(abilities, row)),
     }
     sentences = [(_describe(q), q["is_inside"]) for q in quantities if _is_summary(q)]
@@ -94,9 +96,7 @@ def has_equal_numbers(stored: Any, repeated: Any) -> bool:
         names = (stored.keys() | repeated.keys()) - {*SENTENCES}
         names -= {N_BRIER_TASKS} - stored.keys()
         return all(
-            name in stored
-            and name in repeated
-            and has_equal_numbers(stored[name], repeated[name])
+            name in stored and name in repeated and has_equal_numbers(stored[name], repeated[name])
             for name in names
         )
     if isinstance(stored, list) and isinstance(repeated, list):
