@@ -12,7 +12,7 @@ SIZES = ("10K", "25K", "60K", "100K")
 
 
 def make_ladder(folder, max_error=0.1, seconds=1e6):
-    """Return a ladder for the target 2.5M, its goal and the seconds of its cells."""
+    """Return a ladder up to 1.5M for the target 4M, its goal and the seconds of its cells."""
     runs = []
     for size in SIZES:
         run = base.get_config(size)
