@@ -22,6 +22,7 @@ from lm.runs import records, run_selection
 BUDGET_FACTORS = (1, 3, 10)  # budgets of the section, relative to the most expensive fitted run
 COMPUTE_FACTOR = 10.0  # compute of the recommended size, relative to the most expensive run
 SIZE_RANGE = np.geomspace(1e-2, 1e4, 2001)  # relative to the largest fitted run
+N_REFINEMENTS = 20  # repetitions of size and FLOPs per token, until they agree
 PROPORTION = 1.2  # largest ratio of tokens per parameter among runs in proportion
 TARGET_FACTOR = 10.0  # product of the inputs of the target, relative to the largest fitted run
 TITLES = {"N": "parameters without embeddings", "D": "tokens", "C": "FLOPs of a run"}
@@ -128,8 +129,7 @@ def describe_size(sweep: summary.SweepSummary) -> str:
     """
     keys = (records.FLOPS, records.N_PARAMS, records.TOKENS)
     costs = [tuple(row[key] for key in keys) for row in sweep.finished if _has_numbers(row, keys)]
-    flops, n_params, n_tokens = max(costs, default=(0.0, 1.0, 1.0))
-    budget = COMPUTE_FACTOR * flops
+    budget = COMPUTE_FACTOR * max(costs, default=(0.0,))[0]
     if not budget:
         return "unknown, because no run with a loss is finished."
     prefix = f"{style.power_of_ten(budget)} FLOPs, "
@@ -138,8 +138,7 @@ def describe_size(sweep: summary.SweepSummary) -> str:
         if law_fit is None or (name == "isoFLOP" and not law_fit.output.startswith("N")):
             continue
         try:
-            # Attention and the output layer belong to the FLOPs, so they exceed 6 N D.
-            best = compute_optimal.allocation(law_fit, budget, flops / n_params / n_tokens)
+            best = _divide_budget(law_fit, budget, costs)
         except ValueError:
             continue  # the runs do not determine the division of a budget
         low, high = map(style.format_si, best.n_interval)
@@ -148,6 +147,25 @@ def describe_size(sweep: summary.SweepSummary) -> str:
         loss = f"; the law predicts a loss of {best.loss:.4g}" if np.isfinite(best.loss) else ""
         return f"{prefix}{text}{loss}. This is the division of the {name} law."
     return prefix + _size_without_division(sweep, budget)
+
+
+def _divide_budget(
+    law_fit: fit.Fit, budget: float, costs: Sequence[tuple[float, ...]]
+) -> compute_optimal.Allocation:
+    """Return the division of a budget by a law. costs: FLOPs, size and tokens of finished runs.
+
+    Attention and the output layer belong to the FLOPs, so they exceed 6 N D by a factor that falls
+    with the size. The factor is that of the most expensive run if all runs have one size.
+    """
+    flops, n_params, n_tokens = np.array(max(costs))
+    best = compute_optimal.allocation(law_fit, budget, flops / n_params / n_tokens)
+    flops_R, sizes_R, tokens_R = np.array(costs).T
+    if np.ptp(sizes_R) == 0:
+        return best
+    per_token = run_cost.fit_flops_per_token(sizes_R, flops_R / tokens_R)
+    for _ in range(N_REFINEMENTS):
+        best = compute_optimal.allocation(law_fit, budget, float(per_token(best.n) / best.n))
+    return best
 
 
 def _has_numbers(row: Mapping, keys: Sequence[str]) -> bool:

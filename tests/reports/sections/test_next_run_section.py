@@ -62,5 +62,15 @@ def test_size_for_ten_times_the_compute_has_these_flops():
         next_run_section._size_at_cost(law_fit, budget)
 
 
+def test_divided_budget_contains_the_output_layer(tmp_path):
+    sweep = summary.load_summary(made_up_sweep.isoflop(tmp_path))
+    law_fit = sweep.laws["size and tokens"][0]
+    sizes = [(row["params.non_embedding"], row["tokens"]) for row in sweep.finished]
+    costs = [((6 * n + 1e4 * n**0.3) * d, n, d) for n, d in sizes]
+    budget = 10 * max(costs)[0]
+    best = next_run_section._divide_budget(law_fit, budget, costs)
+    assert (6 * best.n + 1e4 * best.n**0.3) * best.d == pytest.approx(budget, rel=1e-3)
+
+
 def test_nearest_size_of_the_ladder():
     assert next_run_section.nearest_ladder_size(1.01e6) == "1M"
