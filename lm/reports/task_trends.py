@@ -3,7 +3,10 @@
     for trend in task_trends.fit_trends(rows):
         print(trend.task, trend.direction)
 
-`rows` are those of records.load_runs.
+`rows` are those of records.load_runs. The error of an accuracy contains the sampling error of its
+items and RUN_NOISE. It is increased if the runs differ more from a monotone curve. A monotone curve
+also describes abilities that appear suddenly. All runs have the same items, so the choice of
+paradigms, which is part of the stored error of a mean, does not change a trend.
 """
 
 import math
@@ -16,6 +19,7 @@ from lm.reports import task_significance
 from lm.runs import records, run_selection, task_results
 
 MIN_TREND = 3.0  # standard errors between the slope over log size of an improving task and 0
+RUN_NOISE = 0.01  # assumed standard deviation of an accuracy between seeds
 
 
 class TaskTrend(NamedTuple):
@@ -40,7 +44,7 @@ def fit_trends(rows: Sequence[dict]) -> list[TaskTrend]:
     trends = []
     for task in task_results.summary_tasks(rows):
         points = [
-            (row[records.N_PARAMS], task_results.task_value(row, task), _sampling_error(row, task))
+            (row[records.N_PARAMS], task_results.task_value(row, task), _run_error(row, task))
             for row in run_selection.finished_with(
                 rows, records.N_PARAMS, task_results.task_column(task)
             )
@@ -48,6 +52,11 @@ def fit_trends(rows: Sequence[dict]) -> list[TaskTrend]:
         if points:
             trends.append(_trend(task, np.array(points, float)))
     return trends
+
+
+def _run_error(row: dict, task: str) -> float:
+    """Return the standard error of an accuracy from its items and RUN_NOISE."""
+    return math.hypot(_sampling_error(row, task), RUN_NOISE)
 
 
 def _sampling_error(row: dict, task: str) -> float:
@@ -69,9 +78,29 @@ def _trend(task: str, points: np.ndarray) -> TaskTrend:
     weights = 1 / errors**2
     x = np.log(sizes) - np.average(np.log(sizes), weights=weights)
     spread = float(np.sum(weights * x**2))
-    z = float(np.sum(weights * x * accuracies)) / math.sqrt(spread) if spread > 1e-9 else 0.0
+    slope_sum = float(np.sum(weights * x * accuracies))
+    z = 0.0
+    if spread > 1e-9:
+        z = slope_sum / math.sqrt(spread) / _excess(sizes, accuracies, weights, slope_sum > 0)
     smallest, largest = (float(accuracies[sizes == s].mean()) for s in (sizes.min(), sizes.max()))
     return TaskTrend(task, smallest, largest, z)
+
+
+def _excess(sizes: np.ndarray, accuracies: np.ndarray, weights: np.ndarray, rises: bool) -> float:
+    """Return the factor between the scatter of runs and their errors, at least 1.
+
+    The scatter is that around the best monotone curve over size. The degrees of freedom are the
+    number of runs minus the number of levels of the curve (Meyer and Woodroofe 2000).
+    """
+    from scipy import optimize  # its import takes a second
+
+    _, indices = np.unique(sizes, return_inverse=True)
+    totals = np.bincount(indices, weights)
+    means = np.bincount(indices, weights * accuracies) / totals
+    curve = optimize.isotonic_regression(means, weights=totals, increasing=rises)
+    degrees = len(sizes) - (len(curve.blocks) - 1)
+    chi_square = float(np.sum(weights * (accuracies - curve.x[indices]) ** 2))
+    return max(1.0, math.sqrt(chi_square / degrees)) if degrees else 1.0
 
 
 def tasks_with_trend(rows: Sequence[dict]) -> list[str]:

@@ -1,5 +1,7 @@
 """Trends of task accuracies over size: improving, worsening and flat tasks."""
 
+import numpy as np
+
 from lm.reports import task_trends
 from lm.runs import records
 
@@ -26,6 +28,17 @@ def test_accuracy_of_zero_has_an_error_and_one_size_no_trend():
     assert task_trends.fit_trends(rows((0.0, 0.0, 0.0, 0.0)))[0].z == 0
     assert task_trends.fit_trends(rows((0.0, 0.0, 0.0, 0.01)))[0].direction == "flat"
     assert task_trends.fit_trends(rows((0.5,)))[0].direction == "flat"
+
+
+def test_scatter_between_runs_is_no_trend():
+    """The sampling error of 67,000 items is far below the differences between seeds."""
+    rng = np.random.default_rng(0)
+    for noise in (0.01, 0.03):
+        flat = [rows(0.6 + noise * rng.standard_normal(8), n=67_000) for _ in range(100)]
+        directions = [task_trends.fit_trends(runs)[0].direction for runs in flat]
+        assert directions.count("flat") >= 93
+    sudden = rows((0.0, 0.01, 0.0, 0.01, 0.0, 0.02, 0.6, 0.9), n=67_000)
+    assert task_trends.fit_trends(sudden)[0].direction == "improves"
 
 
 def test_first_and_last_accuracy_are_stated():

@@ -11,8 +11,8 @@ logarithms of size and tokens (direct law). The tasks inform each other in three
 - The slopes b_t are normally distributed over the tasks. Their mean and variance come from all
   tasks (empirical Bayes), so the slope of a task with noisy runs is close to the mean slope.
 - The noise s_t has the weight of its own residuals and of PRIOR_DEGREES residuals of an average
-  task (moderated variances, Smyth 2004). It includes differences between seeds and the choice of
-  items.
+  task (moderated variances, Smyth 2004). It contains the differences between runs on these items.
+  It does not contain the choice of items, because all runs have the same items.
 - The errors e_rt of a run have a part that all tasks share, a part of the family of the task, and
   an own part. Without the shared parts, intervals of a number of tasks would be too narrow.
 

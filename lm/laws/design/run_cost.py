@@ -33,7 +33,7 @@ def cost_of_rows(law_fit: fit.Fit, column: str = "flops") -> Callable[..., np.nd
     if "D" in letters:
         tokens = law_fit.x[letters.index("D")]
     if "N" in letters and (np.isfinite(tokens) & (tokens > 0)).all():
-        per_token = _flops_per_token(law_fit.x[letters.index("N")], flops / tokens)
+        per_token = fit_flops_per_token(law_fit.x[letters.index("N")], flops / tokens)
         budget = None if "D" in letters else _power_of(logs, np.log(tokens))
 
         def price(*inputs: Any) -> np.ndarray:
@@ -50,7 +50,7 @@ def cost_of_rows(law_fit: fit.Fit, column: str = "flops") -> Callable[..., np.nd
     return price
 
 
-def _flops_per_token(n: np.ndarray, measured: np.ndarray) -> Callable[[Any], np.ndarray]:
+def fit_flops_per_token(n: np.ndarray, measured: np.ndarray) -> Callable[[Any], np.ndarray]:
     """Return FLOPs per token as a function of N: 6 N and a power of N, or a power of N."""
     excess = measured - 6 * n
     if (excess > 1e-6 * measured).all():

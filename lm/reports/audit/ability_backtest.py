@@ -31,12 +31,14 @@ def backtest_abilities(
 ) -> dict[str, Any]:
     """Return {method: mean scores over the left-out runs}, {} with too few sizes.
 
+    Only runs that all methods predict are scored. A method that predicts none is left out.
+
     rows, n_tokens: see ability_prediction.predict_abilities. The methods are those of the
     prediction, the outcome of the previous size, and the base rate. The scores are those of
     `compare_run`.
     """
     scored = [row for row in rows if task_results.task_names([row])]
-    results: dict[str, list[dict[str, float]]] = {}
+    compared: list[dict[str, dict[str, float]]] = []
     sizes = sorted({row[records.N_PARAMS] for row in scored})
     for index in range(max(MIN_SMALLER, len(sizes) - N_LARGEST), len(sizes)):
         size = sizes[index]
@@ -48,31 +50,35 @@ def backtest_abilities(
         total = predict_total(smaller, size)
         abilities = ability_prediction.predict_abilities(smaller, total, size, budget)
         for row in outcomes:
-            for method, scores in compare_run(abilities, row).items():
-                results.setdefault(method, []).append(scores)
-    return {
-        method: {
-            "n_runs": len(by_run),
-            **{
-                name: float(np.mean([scores[name] for scores in by_run]))
-                for name in by_run[0]
-                if all(np.isfinite(scores.get(name, np.nan)) for scores in by_run)
-            },
-        }
-        for method, by_run in results.items()
+            compared.append(compare_run(abilities, row))
+    # Runs differ in difficulty, so only runs that all methods predict are comparable.
+    methods = dict.fromkeys(method for by_method in compared for method in by_method)
+    common = [by_method for by_method in compared if by_method.keys() == methods.keys()]
+    return {method: _mean_scores([run[method] for run in common]) for method in methods if common}
+
+
+def _mean_scores(by_run: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the number of runs, and the means of the scores that all runs have."""
+    means = {
+        name: float(np.mean([scores[name] for scores in by_run]))
+        for name in by_run[0]
+        if all(np.isfinite(scores.get(name, np.nan)) for scores in by_run)
     }
+    return {"n_runs": len(by_run), **means}
 
 
 def compare_run(abilities: Mapping, row: Mapping) -> dict[str, dict[str, float]]:
     """Return {method: scores} of predicted abilities and the results of a run.
 
-    brier       Brier score of the probabilities that tasks are above baseline
+    brier       Brier score of the probabilities that tasks are above baseline, over the tasks for
+                which all methods have a probability
+    n_tasks     number of these tasks
     coverage    fraction of the scores inside their interval
     coverage_means
                 fraction of the means over paradigms inside their interval
     n_error     predicted minus measured number of tasks above baseline
 
-    The outcome of the previous size and the base rate have only a Brier score.
+    The outcome of the previous size and the base rate have only the first two.
     """
     above = task_significance.tasks_above_baseline(row)
     outcomes = {task: task in above for task in task_results.task_names([row])}
@@ -87,15 +93,35 @@ def compare_run(abilities: Mapping, row: Mapping) -> dict[str, dict[str, float]]
             scores["coverage_means"] = _coverage(predicted["scores"], row, means)
         if "above" in predicted:
             names = predicted["above"]
-            scores["brier"] = above_baseline.brier_score(names, outcomes)
             n_measured = sum(outcomes.get(name, False) for name in names)
             scores["n_error"] = predicted["n_above"]["value"] - n_measured
         compared[method] = scores
-    if abilities.get(PREVIOUS):
-        compared[PREVIOUS] = {"brier": above_baseline.brier_score(abilities[PREVIOUS], outcomes)}
-        rates = dict.fromkeys(abilities[PREVIOUS], abilities[BASE_RATE])
-        compared[BASE_RATE] = {"brier": above_baseline.brier_score(rates, outcomes)}
+    for method, scores in _brier_scores(abilities, outcomes).items():
+        compared.setdefault(method, {}).update(scores)
     return compared
+
+
+def _brier_scores(abilities: Mapping, outcomes: Mapping[str, bool]) -> dict[str, dict[str, float]]:
+    """Return {method: brier and n_tasks} over the tasks that all methods and the run have."""
+    probabilities = {
+        method: abilities[method]["above"]
+        for method in ability_prediction.METHODS
+        if "above" in abilities.get(method, {})
+    }
+    if abilities.get(PREVIOUS):
+        probabilities[PREVIOUS] = abilities[PREVIOUS]
+        probabilities[BASE_RATE] = dict.fromkeys(abilities[PREVIOUS], abilities[BASE_RATE])
+    common = {
+        task: outcome
+        for task, outcome in outcomes.items()
+        if all(task in by_task for by_task in probabilities.values())
+    }
+    if not common:
+        return {}
+    return {
+        method: {"brier": above_baseline.brier_score(by_task, common), "n_tasks": len(common)}
+        for method, by_task in probabilities.items()
+    }
 
 
 def _coverage(scores: Mapping[str, Mapping], row: Mapping, tasks) -> float:

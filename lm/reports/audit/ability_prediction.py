@@ -12,7 +12,7 @@ There are two methods, each with the regression of lm/laws/abilities/score_regre
     direct      size and tokens predict the scores
 
 The method two_step is the main one. Draws of the scores contain the uncertainty of the loss, the
-differences between seeds and the choice of items. Each draw becomes a p-value for each task. The
+differences between runs on these items. Each draw becomes a p-value for each task. The
 test statistic is (score - best baseline) / error, where the error of this paired difference is that
 of the tests stored in the runs. Then the rule of task_significance.py, which corrects for the
 number of tasks, selects the tasks above baseline of the draw. The probability of a task is the
@@ -87,10 +87,16 @@ def previous_rows(rows: Sequence[dict], n_tokens: float) -> list[dict]:
 
 def score_metrics(rows: Sequence[Mapping], task: str) -> list[str]:
     """Return the metrics of a task that are predicted: accuracy, or chrF and BLEU."""
-    metric = task_results.baseline_metric(rows[-1], task)
+    row = _last_with(rows, task)
+    metric = task_results.baseline_metric(row, task)
     if metric == "accuracy":
         return [metric]
-    return [name for name in PERCENT_METRICS if task_results.task_result(rows[-1], task, name)]
+    return [name for name in PERCENT_METRICS if task_results.task_result(row, task, name)]
+
+
+def _last_with(rows: Sequence[Mapping], task: str) -> Mapping:
+    """Return the last row with a result of a task, or the last row."""
+    return next((row for row in reversed(rows) if task_results.task_result(row, task)), rows[-1])
 
 
 def _features(
@@ -191,7 +197,7 @@ def _above_baseline(
 
     names, p_values = [], []
     for task in tasks:
-        metric = task_results.baseline_metric(rows[-1], task)
+        metric = task_results.baseline_metric(_last_with(rows, task), task)
         column = task_results.task_column(task, metric)
         if column in draws:
             results = [row for row in rows if task_results.task_result(row, task, metric)]

@@ -9,6 +9,7 @@ The report writes the results to prediction_results.json beside prediction.json.
 are among them. The file follows from the prediction and the records, so an audit can repeat it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from typing import Any
 from lm.reports import task_significance
 from lm.reports.audit import ability_backtest, ability_prediction, target_prediction
 from lm.runs import json_files, records, short_names, task_results
-from lm.runs.integrity import prediction_log, record_checksums, sweep_files
+from lm.runs.integrity import prediction_log, record_checksums, stored_results, sweep_files
 
 FILE = "prediction_results.json"
 TOTAL_LEVEL = 0.95  # of intervals without an own level
+TOLERANCE = 1e-9  # of equal numbers, relative and absolute
 PROBABLE = 0.5  # a task is predicted to be above baseline from this probability on
 NUMBER_ABOVE = "number of tasks above baseline"
+N_BRIER_TASKS = "n_brier_tasks"  # number of the tasks of all Brier scores; missing in older files
+SENTENCES = ("right", "wrong")  # entries whose wording may differ between versions
 
 
 def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
@@ -32,12 +36,8 @@ def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
     """
     if row.get("status") != "done" or not records.is_finite(prediction.get("value")):
         return {}
-    invalid = row.get("invalid_results", {})
-    quantities = [
-        quantity
-        for quantity in _quantities(prediction, row)
-        if not any(quantity["name"].startswith(f"eval.{name}") for name in invalid)
-    ]
+    row = _without_invalid(row)
+    quantities = list(_quantities(prediction, row))
     abilities = prediction.get(target_prediction.ABILITIES, {})
     scores = ability_backtest.compare_run(abilities, row)
     results: dict[str, Any] = {
@@ -47,6 +47,9 @@ def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
         ),
         "quantities": quantities,
         "brier": {method: s["brier"] for method, s in scores.items() if "brier" in s},
+        N_BRIER_TASKS: max(
+            (int(s["n_tasks"]) for s in scores.values() if "n_tasks" in s), default=0
+        ),
         "paradigms": list(_paradigms(abilities, row)),
     }
     sentences = [(_describe(q), q["is_inside"]) for q in quantities if _is_summary(q)]
@@ -85,6 +88,30 @@ def write_results(folder: Path, results: Mapping) -> None:
     """Write the results to the folder of a sweep, unless there are none."""
     if results:
         json_files.write_record(folder / FILE, dict(results))
+
+
+def has_equal_numbers(stored: Any, repeated: Any) -> bool:
+    """Return True if two results differ at most in their sentences and in rounding."""
+    if isinstance(stored, Mapping) and isinstance(repeated, Mapping):
+        names = (stored.keys() | repeated.keys()) - {*SENTENCES}
+        names -= {N_BRIER_TASKS} - stored.keys()
+        return all(
+            name in stored and name in repeated and has_equal_numbers(stored[name], repeated[name])
+            for name in names
+        )
+    if isinstance(stored, list) and isinstance(repeated, list):
+        pairs = zip(stored, repeated, strict=False)
+        return len(stored) == len(repeated) and all(has_equal_numbers(*pair) for pair in pairs)
+    if records.is_finite(stored) and records.is_finite(repeated):
+        return math.isclose(stored, repeated, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return stored == repeated
+
+
+def _without_invalid(row: Mapping) -> dict[str, Any]:
+    """Return a row without the results that are marked as invalid."""
+    columns = {column.removeprefix("eval."): column for column in row}
+    valid = stored_results.drop_invalid(columns, row.get("invalid_results", {}))
+    return {column: row[column] for column in valid.values()}
 
 
 def _quantities(prediction: Mapping, row: Mapping) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ def verify_results(chain: prediction_chain.Chain) -> Iterator[prediction_chain.L
     results = prediction_results.load_prediction_results(chain.folder, list(chain.rows.values()))
     repeated = json.loads(json_files.to_json(results))
     yield prediction_chain.compare(
-        stored == repeated,
+        prediction_results.has_equal_numbers(stored, repeated),
         f"{file} has the results of {len(stored.get('quantities', []))} predicted numbers",
         "prediction.json and the records give others: write the report again",
     )

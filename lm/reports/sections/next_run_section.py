@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from lm.config import model_sizes
 from lm.laws import fit
-from lm.laws.design import experiment_design
+from lm.laws.design import experiment_design, run_cost
 from lm.laws.forms import compute_optimal
 from lm.reports import html, summary
 from lm.reports.plots import style
@@ -21,6 +21,8 @@ from lm.runs import records, run_selection
 
 BUDGET_FACTORS = (1, 3, 10)  # budgets of the section, relative to the most expensive fitted run
 COMPUTE_FACTOR = 10.0  # compute of the recommended size, relative to the most expensive run
+SIZE_RANGE = np.geomspace(1e-2, 1e4, 2001)  # relative to the largest fitted run
+N_REFINEMENTS = 20  # repetitions of size and FLOPs per token, until they agree
 PROPORTION = 1.2  # largest ratio of tokens per parameter among runs in proportion
 TARGET_FACTOR = 10.0  # product of the inputs of the target, relative to the largest fitted run
 TITLES = {"N": "parameters without embeddings", "D": "tokens", "C": "FLOPs of a run"}
@@ -127,8 +129,7 @@ def describe_size(sweep: summary.SweepSummary) -> str:
     """
     keys = (records.FLOPS, records.N_PARAMS, records.TOKENS)
     costs = [tuple(row[key] for key in keys) for row in sweep.finished if _has_numbers(row, keys)]
-    flops, n_params, n_tokens = max(costs, default=(0.0, 1.0, 1.0))
-    budget = COMPUTE_FACTOR * flops
+    budget = COMPUTE_FACTOR * max(costs, default=(0.0,))[0]
     if not budget:
         return "unknown, because no run with a loss is finished."
     prefix = f"{style.power_of_ten(budget)} FLOPs, "
@@ -137,8 +138,7 @@ def describe_size(sweep: summary.SweepSummary) -> str:
         if law_fit is None or (name == "isoFLOP" and not law_fit.output.startswith("N")):
             continue
         try:
-            # Attention and the output layer belong to the FLOPs, so they exceed 6 N D.
-            best = compute_optimal.allocation(law_fit, budget, flops / n_params / n_tokens)
+            best = _divide_budget(law_fit, budget, costs)
         except ValueError:
             continue  # the runs do not determine the division of a budget
         low, high = map(style.format_si, best.n_interval)
@@ -146,7 +146,26 @@ def describe_size(sweep: summary.SweepSummary) -> str:
         text += f" to {high}) on {style.format_si(best.d)} tokens"
         loss = f"; the law predicts a loss of {best.loss:.4g}" if np.isfinite(best.loss) else ""
         return f"{prefix}{text}{loss}. This is the division of the {name} law."
-    return prefix + _size_without_division(sweep)
+    return prefix + _size_without_division(sweep, budget)
+
+
+def _divide_budget(
+    law_fit: fit.Fit, budget: float, costs: Sequence[tuple[float, ...]]
+) -> compute_optimal.Allocation:
+    """Return the division of a budget by a law. costs: FLOPs, size and tokens of finished runs.
+
+    Attention and the output layer belong to the FLOPs, so they exceed 6 N D by a factor that falls
+    with the size. The factor is that of the most expensive run if all runs have one size.
+    """
+    flops, n_params, n_tokens = np.array(max(costs))
+    best = compute_optimal.allocation(law_fit, budget, flops / n_params / n_tokens)
+    flops_R, sizes_R, tokens_R = np.array(costs).T
+    if np.ptp(sizes_R) == 0:
+        return best
+    per_token = run_cost.fit_flops_per_token(sizes_R, flops_R / tokens_R)
+    for _ in range(N_REFINEMENTS):
+        best = compute_optimal.allocation(law_fit, budget, float(per_token(best.n) / best.n))
+    return best
 
 
 def _has_numbers(row: Mapping, keys: Sequence[str]) -> bool:
@@ -154,8 +173,18 @@ def _has_numbers(row: Mapping, keys: Sequence[str]) -> bool:
     return all(records.is_finite(row.get(key)) and row[key] > 0 for key in keys)
 
 
-def _size_without_division(sweep: summary.SweepSummary) -> str:
-    """Return the size for ten times the compute by the law of size, in words."""
+def _size_at_cost(law_fit: fit.Fit, budget: float) -> float:
+    """Return the number of parameters of a run that costs a budget of FLOPs.
+
+    Raises ValueError if the FLOPs of the rows are no function of the size.
+    """
+    sizes = law_fit.x[0].max() * SIZE_RANGE
+    flops = run_cost.price_points(run_cost.cost_of_rows(law_fit), sizes[None])
+    return float(np.exp(np.interp(np.log(budget), np.log(flops), np.log(sizes))))
+
+
+def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
+    """Return the size for a budget of FLOPs by the law of size, in words."""
     law_fit = sweep.fit
     if law_fit is None or law_fit.columns.get("N") != records.N_PARAMS:
         return "size unknown, because no law of size was fitted."
@@ -166,8 +195,11 @@ def _size_without_division(sweep: summary.SweepSummary) -> str:
     is_in_proportion = max(ratios) < PROPORTION * min(ratios)
     target = sweep.target if sweep.measured else None
     largest = max(largest, target or largest, key=lambda row: row[records.N_PARAMS])
-    factor = COMPUTE_FACTOR**0.5 if is_in_proportion else COMPUTE_FACTOR
-    size = factor * largest[records.N_PARAMS]
+    try:
+        size = _size_at_cost(law_fit, budget)
+    except ValueError as error:
+        return f"size unknown: {error}."
+    factor = size / largest[records.N_PARAMS]
     tokens = largest[records.TOKENS] * (factor if is_in_proportion else 1)
     estimate = law_fit.predict(size)
     prediction = style.format_prediction(estimate.value, estimate.lo, estimate.hi)

@@ -14,9 +14,10 @@ Of the runs of a seed that differ in their learning rate, the one with the lowes
 counts. Runs on fewer training examples of the task are left out.
 Scores are BLEU of generated translations, else accuracy in percent. The standard error of a mean
 over seeds contains the error of the test items, which all seeds share, and the variance between
-seeds. Test items are assumed to be independent between methods, which overestimates the error of
-a gain. A gain pays from the smallest size at which this gain and those of all larger sizes exceed
-two standard errors.
+seeds. This variance is pooled over the sizes and methods of a task. Test items are assumed to be
+independent between methods, which overestimates the error of a gain. A gain pays from the smallest
+size at which this gain and those of all larger sizes are significant: Student's t, level LEVEL,
+corrected for the number of sentences (Bonferroni). Without a second seed, nothing is tested.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,8 @@ COMPARISONS = (
     (TUNED_ON_ALL, SCRATCH),
     (TUNED_ON_ALL, SCRATCH_ON_ALL),
 )
-N_ERRORS = 2  # standard errors that a gain must exceed
+N_ERRORS = 2  # standard errors that a gain in a figure must exceed
+LEVEL = 0.05  # of all two-sided tests of the sentences together
 
 
 def is_tuned_on_prompts(row: Mapping) -> bool:
@@ -48,7 +50,8 @@ def task_scores(rows: Sequence[Mapping]) -> list[dict]:
     """Return the score of each task, size and method, with its best baseline.
 
     Return a list of {"task" (short name), "size", "method", "metric" (bleu or accuracy), "value",
-    "se", "n_runs" (seeds), "lr" (mean learning rate), "baseline", "baseline_name"}.
+    "se", "seed_degrees" (degrees of freedom of the variance between seeds), "n_runs" (seeds), "lr"
+    (mean learning rate), "baseline", "baseline_name"}.
     """
     tuned_rows = [row for row in rows if is_tuned_on_prompts(row)]
     steps = _tuned_steps(tuned_rows)
@@ -59,7 +62,10 @@ def task_scores(rows: Sequence[Mapping]) -> list[dict]:
                 key = task, row[records.N_PARAMS], _method(row, steps)
                 groups.setdefault(key, []).append(row)
     ordered = sorted(groups.items(), key=lambda item: _order(*item[0]))
-    return [_score(*key, _best_by_seed(group)) for key, group in ordered]
+    points = [_score(*key, _best_by_seed(group)) for key, group in ordered]
+    return [
+        _with_error(point, [p for p in points if p["task"] == point["task"]]) for point in points
+    ]
 
 
 def task_label(task: str) -> str:
@@ -80,7 +86,7 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
     """Return the gain of the first method of each of COMPARISONS over the second.
 
     points: result of task_scores. Return a list of {"task", "size", "metric", "method", "other",
-    "gain", "gain_se"} for each task and size with both methods.
+    "gain", "gain_se", "seed_degrees"} for each task and size with both methods.
     """
     by_key = {(point["task"], point["size"], point["method"]): point for point in points}
     effects = []
@@ -97,19 +103,20 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
                         "other": other,
                         "gain": pair[0]["value"] - pair[1]["value"],
                         "gain_se": float(np.hypot(pair[0]["se"], pair[1]["se"])),
+                        "seed_degrees": pair[0]["seed_degrees"],
                     }
                 )
     return effects
 
 
-def paying_size(effects: Sequence[Mapping]) -> float | None:
+def paying_size(effects: Sequence[Mapping], n_errors: float = N_ERRORS) -> float | None:
     """Return the size from which a gain pays, None if it does not pay at the largest size.
 
-    effects: those of one task and comparison.
+    effects: those of one task and comparison. n_errors: standard errors that a gain must exceed.
     """
     size = None
     for point in sorted(effects, key=lambda point: -point["size"]):
-        if point["gain"] <= N_ERRORS * point["gain_se"]:
+        if point["gain"] <= n_errors * point["gain_se"]:
             break
         size = point["size"]
     return size
@@ -120,27 +127,45 @@ def describe_gains(
 ) -> list[str]:
     """Return a sentence for each task and comparison: the size from which the gain pays.
 
-    format_size: function from a number of parameters to text.
+    format_size: function from a number of parameters to text. Without a second seed of the task,
+    the sentence has no test.
     """
-    sentences = []
-    for task, method, other in dict.fromkeys((g["task"], g["method"], g["other"]) for g in effects):
-        curve = [
-            g for g in effects if (g["task"], g["method"], g["other"]) == (task, method, other)
-        ]
-        curve.sort(key=lambda point: point["size"])
-        size, last = paying_size(curve), curve[-1]
-        harmed = [
-            format_size(point["size"])
-            for point in curve
-            if point["gain"] < -N_ERRORS * point["gain_se"]
-        ]
-        effect = f"pays from {format_size(size)} on" if size else "has no significant gain"
-        sentence = (
-            f"{task}: {method} against {other} {effect} ({last['gain']:+.1f} ±"
-            f" {last['gain_se']:.1f} {_unit(last)} at {format_size(last['size'])})"
-        )
-        sentences.append(sentence + (f", and is worse at {', '.join(harmed)}" if harmed else ""))
-    return sentences
+    curves: dict[tuple, list[Mapping]] = {}
+    for g in sorted(effects, key=lambda point: point["size"]):
+        curves.setdefault((g["task"], g["method"], g["other"]), []).append(g)
+    order = dict.fromkeys((g["task"], g["method"], g["other"]) for g in effects)
+    return [_describe_curve(curves[key], len(curves), format_size) for key in order]
+
+
+def _describe_curve(
+    curve: Sequence[Mapping], n_sentences: int, format_size: Callable[[float], str]
+) -> str:
+    """Return the sentence of one task and comparison. curve: smallest size first."""
+    last = curve[-1]
+    pair = f"{last['task']}: {last['method']} against {last['other']}"
+    gain = f"{last['gain']:+.1f} ± {last['gain_se']:.1f} {_unit(last)} at"
+    gain += f" {format_size(last['size'])}"
+    degrees = last["seed_degrees"]
+    if not degrees:
+        return f"{pair} is not tested, because each size has one seed ({gain}, over items alone)"
+    size = paying_size(curve, _critical_errors(n_sentences, degrees))
+    n_errors = _critical_errors(n_sentences * len(curve), degrees)
+    harmed = [
+        format_size(point["size"])
+        for point in curve
+        if point["gain"] < -n_errors * point["gain_se"]
+    ]
+    effect = f"pays from {format_size(size)} on" if size else "has no significant gain"
+    return f"{pair} {effect} ({gain})" + (
+        f", and is worse at {', '.join(harmed)}" if harmed else ""
+    )
+
+
+def _critical_errors(n_tests: int, degrees: int) -> float:
+    """Return the standard errors that a difference must exceed in one of several tests."""
+    from scipy import stats  # its import takes a second
+
+    return float(stats.t.isf(LEVEL / 2 / n_tests, degrees))
 
 
 def _unit(point: Mapping) -> str:
@@ -189,14 +214,23 @@ def _order(task: str, size: float, method: str) -> tuple:
     return short_names.shorten_task(task), size, METHODS.index(method)
 
 
+def _with_error(point: Mapping, points_of_task: Sequence[Mapping]) -> dict:
+    """Return the dict of `task_scores`, with its error. points_of_task: results of `_score`."""
+    degrees = sum(len(p["values"]) - 1 for p in points_of_task)
+    squares = sum(np.square(p["values"] - p["values"].mean()).sum() for p in points_of_task)
+    seed_variance = squares / max(degrees, 1)
+    error = np.sqrt(point["item_variance"] + seed_variance / point["n_runs"])
+    entry = {k: v for k, v in point.items() if k not in ("values", "item_variance")}
+    return entry | {"se": float(error), "seed_degrees": degrees}
+
+
 def _score(task: str, size: float, method: str, runs: Sequence[Mapping]) -> dict:
-    """Return the dict of `task_scores` of one task, size and method. runs: one per seed."""
+    """Return the score of one task, size and method, with its values. runs: one per seed."""
     has_bleu = task_results.task_result(runs[0], task, "bleu") is not None
     metric, scale = ("bleu", 1.0) if has_bleu else ("accuracy", 100.0)
     results = [task_results.task_result(run, task, metric) for run in runs]
     values = scale * np.array([result["value"] for result in results if result])
     errors = scale * np.array([result["se"] for result in results if result])
-    variance = values.var(ddof=1) if len(values) > 1 else 0.0
     name, baseline = task_results.best_baseline(runs[0], task, metric)
     return {
         "task": task_label(task),
@@ -204,7 +238,8 @@ def _score(task: str, size: float, method: str, runs: Sequence[Mapping]) -> dict
         "method": method,
         "metric": metric,
         "value": float(values.mean()),
-        "se": float(np.sqrt((errors**2).mean() + variance / len(values))),
+        "values": values,
+        "item_variance": float((errors**2).mean()),
         "n_runs": len(values),
         "lr": float(np.mean([run["optim.lr"] for run in runs])),
         "baseline": scale * baseline,

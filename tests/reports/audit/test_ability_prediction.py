@@ -149,6 +149,67 @@ def test_backtest_predicts_the_largest_sizes_from_smaller_ones():
     assert ability_backtest.backtest_abilities(few, predict_total, 1e7) == {}
 
 
+def test_brier_scores_cover_common_tasks_and_runs():
+    smaller, target = split(ladder())
+    abilities = predict(smaller, target)
+    names = list(abilities["previous"])
+    few = {task: abilities["two_step"]["above"][task] for task in names[:5]}
+    partial = abilities | {"two_step": abilities["two_step"] | {"above": few}}
+    compared = ability_backtest.compare_run(partial, target)
+    assert {scores["n_tasks"] for scores in compared.values()} == {5}
+    above = task_significance.tasks_above_baseline(target)
+    errors = [abilities["direct"]["above"][task] - (task in above) for task in few]
+    assert compared["direct"]["brier"] == pytest.approx(np.square(errors).mean())
+    larger = [row | {"params.non_embedding": 2e6, "name": row["name"] + "b"} for row in ladder()]
+    rows = smaller + [row for row in larger if row["name"].startswith("s/1e+06")]
+
+    def predict_total(_, size) -> dict:
+        return {"refused": "no law"} if size == 1e6 else {"value": 4.0, "lo": 3.9, "hi": 4.1}
+
+    scores = ability_backtest.backtest_abilities(rows, predict_total, target["tokens"])
+    assert {method["n_runs"] for method in scores.values()} == {1}
+    assert {method["n_tasks"] for method in scores.values()} == {N_TASKS}
+
+
+def test_metrics_are_those_of_the_last_row_with_the_task():
+    translated = {f"eval.task.t.{key}": 1.0 for key in ("accuracy", "chrf", "chrf_baseline_copy")}
+    rows = [translated, {"eval.task.other.accuracy": 0.5}]
+    assert ability_prediction.score_metrics(rows, "t") == ["chrf"]
+    assert ability_prediction.score_metrics(rows, "other") == ["accuracy"]
+
+
+def test_equal_results_may_differ_in_words_and_rounding():
+    smaller, target = split(ladder())
+    prediction = {"target": target["name"], "y": "eval.loss", "level": 0.95, "value": 4.0}
+    prediction |= {"lo": 3.9, "hi": 3.95, "abilities": predict(smaller, target)}
+    results = prediction_results.describe_results(prediction, target)
+    brier = {method: score * (1 + 1e-12) for method, score in results["brier"].items()}
+    reworded = results | {"right": ["Other words."], "wrong": [], "brier": brier}
+    reworded.pop(prediction_results.N_BRIER_TASKS)  # files of earlier versions
+    assert prediction_results.has_equal_numbers(reworded, results)
+    for changed in (
+        {"brier": results["brier"] | {"direct": results["brier"]["direct"] + 1e-4}},
+        {"quantities": results["quantities"][1:]},
+        {"target": "s/other"},
+    ):
+        assert not prediction_results.has_equal_numbers(results | changed, results)
+    missing = {name: value for name, value in results.items() if name != "brier"}
+    assert not prediction_results.has_equal_numbers(missing, results)
+
+
+def test_invalid_result_leaves_out_its_task_alone():
+    row = {"status": "done", "eval.loss": 4.0}
+    row |= {f"eval.task.copy?length={n}.accuracy": 0.5 for n in (4, 40)}
+    entry = {"value": 0.5, "lo": 0.4, "hi": 0.6}
+    prediction = {"target": "s/t", "y": "eval.loss", "value": 4.0, "lo": 3.9, "hi": 4.1}
+    prediction["tasks"] = {f"copy?length={n}": entry for n in (4, 40)}
+    marked = row | {"invalid_results": {"task.copy?length=4": "leaked"}}
+    quantities = prediction_results.describe_results(prediction, marked)["quantities"]
+    names = [quantity["name"] for quantity in quantities]
+    assert "eval.task.copy?length=40.accuracy" in names
+    assert "eval.task.copy?length=4.accuracy" not in names
+
+
 def test_results_list_right_and_wrong_predictions():
     smaller, target = split(ladder())
     prediction = {"target": target["name"], "y": "eval.loss", "level": 0.95, "value": 4.0}

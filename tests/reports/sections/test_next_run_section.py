@@ -3,7 +3,9 @@
 import pytest
 from fixtures import made_up_sweep
 
+from lm.laws.design import run_cost
 from lm.reports import summary
+from lm.reports.plots import style
 from lm.reports.sections import next_run_section, report_sections
 
 
@@ -36,13 +38,38 @@ def test_section_has_a_row_per_budget(tmp_path):
 def test_section_of_a_sweep_without_law_has_the_reason(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, missing=("60K", "120K", "300K", "700K"), predict=False)
     text = str(next_run_section.next_runs(summary.load_summary(folder)))
-    assert "No advice: the sweep has no law" in text
+    assert "No advice on the next run: the sweep has no law" in text
 
 
 def test_law_without_intervals_gives_no_advice(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, missing=("60K", "120K"), predict=False)
     with pytest.raises(ValueError, match="the law of 3 runs has no intervals: train more runs"):
         next_run_section.plan_next_runs(summary.load_summary(folder))
+
+
+def test_size_for_ten_times_the_compute_has_these_flops():
+    """The archive has FLOPs of the output layer, which are not proportional to the size."""
+    sweep = summary.load_summary("notebooks/data/real_ladder")
+    price = run_cost.cost_of_rows(sweep.fit)
+    budget = 10 * max(row["flops"] for row in sweep.finished)
+    size = next_run_section._size_at_cost(sweep.fit, budget)
+    assert price(size) == pytest.approx(budget, rel=1e-3)
+    text = next_run_section.describe_size(sweep)
+    assert f"train about {style.format_si(size)} parameters" in text
+    without_flops = [row | {"flops": 1e12 * (1 + i % 2)} for i, row in enumerate(sweep.rows)]
+    law_fit = sweep.fit.refit(without_flops)
+    with pytest.raises(ValueError, match="no function of N"):
+        next_run_section._size_at_cost(law_fit, budget)
+
+
+def test_divided_budget_contains_the_output_layer(tmp_path):
+    sweep = summary.load_summary(made_up_sweep.isoflop(tmp_path))
+    law_fit = sweep.laws["size and tokens"][0]
+    sizes = [(row["params.non_embedding"], row["tokens"]) for row in sweep.finished]
+    costs = [((6 * n + 1e4 * n**0.3) * d, n, d) for n, d in sizes]
+    budget = 10 * max(costs)[0]
+    best = next_run_section._divide_budget(law_fit, budget, costs)
+    assert (6 * best.n + 1e4 * best.n**0.3) * best.d == pytest.approx(budget, rel=1e-3)
 
 
 def test_nearest_size_of_the_ladder():

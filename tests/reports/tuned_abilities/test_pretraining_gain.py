@@ -1,5 +1,6 @@
 """Gain of pre-training of rows with known scores."""
 
+import numpy as np
 import pytest
 
 from lm.reports.plots import style, transfer
@@ -48,19 +49,50 @@ def test_best_held_out_loss_selects_the_learning_rate():
     assert pretraining_gain.task_scores([*rows(), fewer, lossless, invalid]) == points
 
 
-def test_gain_pays_from_the_size_above_two_errors():
+def test_gain_pays_from_the_smallest_significant_size():
     effects = pretraining_gain.compare_methods(pretraining_gain.task_scores(rows()))
     equal = [g for g in effects if g["other"] == pretraining_gain.SCRATCH]
     assert [g["gain"] for g in equal] == pytest.approx([-2, 1, 4])
     assert equal[0]["gain_se"] == pytest.approx(0.3 * 2**0.5)
     assert pretraining_gain.paying_size(equal) == 4000
     assert pretraining_gain.paying_size(equal[:1]) is None
-    first, second = pretraining_gain.describe_gains(effects)
-    assert first == (
-        "captions: tuned against from scratch pays from 4000 on (+4.0 ± 0.4 BLEU at 16000), and is"
+    second_seeds = [
+        prompt_row(size, bleu, start, columns={"seed": seed})
+        for size, bleu, start in ((1000, 10.0, ""), (4000, 11.0, ""), (16000, 18.0, "p/parent"))
+        for seed in range(1, 6)
+    ]
+    points = pretraining_gain.task_scores([*rows(), *second_seeds])
+    sentences = pretraining_gain.describe_gains(pretraining_gain.compare_methods(points))
+    assert sentences[0] == (
+        "captions: tuned against from scratch pays from 16000 on (+4.0 ± 0.4 BLEU at 16000), and is"
         " worse at 1000"
     )
-    assert "total FLOPs pays from 16000 on" in second and "worse at 1000, 4000" in second
+    assert "total FLOPs pays from 16000 on" in sentences[1]
+    assert "worse at 1000" in sentences[1]
+
+
+def test_one_seed_per_size_gives_no_test():
+    effects = pretraining_gain.compare_methods(pretraining_gain.task_scores(rows()))
+    for sentence in pretraining_gain.describe_gains(effects):
+        assert "is not tested, because each size has one seed (+" in sentence
+        assert "pays" not in sentence and "worse" not in sentence
+
+
+def test_rows_without_a_gain_rarely_pay():
+    """The seeds differ by 1 BLEU, and most sizes have one seed."""
+    rng = np.random.default_rng(0)
+    n_paying = 0
+    for _ in range(100):
+        scores = 10 + rng.standard_normal(9)
+        plan = [(size, start, 0) for size in SIZES for start in ("", "p/parent")]
+        plan += [(1000, start, seed) for start, seed in (("", 1), ("p/parent", 1), ("", 2))]
+        made = [
+            prompt_row(size, score, start, columns={"seed": seed})
+            for (size, start, seed), score in zip(plan, scores, strict=True)
+        ]
+        effects = pretraining_gain.compare_methods(pretraining_gain.task_scores(made))
+        n_paying += "pays" in pretraining_gain.describe_gains(effects)[0]
+    assert n_paying <= 5
 
 
 def test_errors_contain_the_variance_between_seeds():

@@ -27,7 +27,15 @@ def test_page_answers_each_question_for_both_sweeps(folders):
     for question in ("models", "law", "how sure", "with 10 times the compute", "abilities", "cost"):
         assert re.search(rf"\s{question}\s", text), question
     assert "different texts: their losses are not comparable" in text
-    assert text.count("training FLOPs") == 2 and text.count("<svg") == 0
+    assert text.count("training FLOPs") == 2
+
+
+def test_page_has_the_points_of_both_sweeps(folders):
+    names = side_by_side.sweep_names([summary.load_summary(folder) for folder in folders])
+    page = side_by_side.write_side_by_side(folders).read_text()
+    assert page.count("<figure") == page.count("<svg") == 1
+    for name, n_points in zip(names, (6, 4), strict=True):
+        assert page.count(f"<title>{name}, ") == n_points
 
 
 def test_sweeps_of_one_name_are_distinguished(folders):
