@@ -198,6 +198,7 @@ def test_checkpoints_branches_and_exports_a_run(tiny, monkeypatch):
     before = sorted(file for file in run_dir.rglob("*") if "pins" not in file.parts)
     monkeypatch.setenv("RUN", str(run_dir))
     monkeypatch.setenv("DATA", tiny.data.cache_dir)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # those of the tests
     outputs = execute(path_of("checkpoints_and_models"), run_dir, monkeypatch)
     text = printed_text(outputs)
     assert count_figures(outputs) == 2
