@@ -6,7 +6,7 @@ Answers have 3 to 6 letters and are evaluated at 16 points of training. An answe
 all its letters are. Exact-match accuracy can therefore jump where the probability of a letter rises
 smoothly (Schaeffer et al. 2023, arXiv:2304.15004). Each task has words of one length, because
 models of these sizes do not learn several lengths at once (experiments/LOG.md).
-notebooks/emergence.ipynb plots the results.
+notebooks/06_abilities.ipynb plots the results.
 
 Hardware and time: about four minutes on two idle CPU cores.
 """

@@ -6,7 +6,7 @@
 This is approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556). The argument lists budgets in
 training FLOPs. Each budget trains the sizes of the ladder with 2 to 150 tokens per parameter.
 laws.isoflop(records.load_runs("runs/isoflop"), x="params.non_embedding") fits N* = k C^a, and
-notebooks/isoflop.ipynb plots it.
+notebooks/05_compute_optimal.ipynb plots it.
 
 Hardware and time: 18 runs, 1.7e13 FLOPs, about eight minutes on two idle CPU cores.
 """

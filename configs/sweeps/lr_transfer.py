@@ -6,8 +6,8 @@
 Widths at the base depth use the standard parametrization and muP (Yang et al. 2022,
 arXiv:2203.03466). Depths at the base width use the standard one and CompleteP (Dey et al. 2025,
 arXiv:2505.01618). Each shape trains at seven learning rates. All parametrizations are equal at the
-base shape, which trains once (lr_analysis.share_base_shape). notebooks/hyperparameters.ipynb plots
-the results.
+base shape, which trains once (lr_analysis.share_base_shape).
+notebooks/04_learning_rate_transfer.ipynb plots the results.
 
 Hardware and time: 63 runs, about ten minutes on two idle CPU cores.
 """

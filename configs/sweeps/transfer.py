@@ -4,7 +4,7 @@
 
 For each size, a model trains on docstrings. For each amount of code, one run starts from this model
 and one from random weights. Both stop when the held-out loss on code rises (Hernandez et al. 2021,
-arXiv:2102.01293). notebooks/transfer.ipynb fits D_T = k D_F^a N^b.
+arXiv:2102.01293). notebooks/07_transfer.ipynb fits D_T = k D_F^a N^b.
 
 Hardware and time: about ten minutes on two idle CPU cores.
 """

@@ -6,8 +6,8 @@ A task combines an order of letters and a spelling: "back upper dab=BAD". Pre-tr
 of the 24 tasks as lines of text. Tuning contains 1 to 13 of these as conversations. All models are
 then evaluated in conversations on two clusters that tuning never contains. The tasks of KNOWN were
 in pre-training, and the tasks of NEW are in no text. The sizes of LEFT_OUT are also tuned with one
-order of letters left out at a time, and evaluated on its tasks. notebooks/transfer.ipynb plots the
-results.
+order of letters left out at a time, and evaluated on its tasks. notebooks/07_transfer.ipynb plots
+the results.
 
 Hardware and time: about eleven minutes on two idle CPU cores.
 """

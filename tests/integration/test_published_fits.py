@@ -257,7 +257,7 @@ def test_all_public_names_are_documented():
 
 
 def test_published_notebook_draws_its_figures(monkeypatch):
-    path = DATA.parent.parent / "published.ipynb"
+    path = DATA.parent.parent / "03_published_laws.ipynb"
     monkeypatch.setenv("PYTHONPATH", str(path.parent.parent))
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}

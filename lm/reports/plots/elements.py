@@ -240,7 +240,8 @@ def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, d
     """
     offsets = style.label_offsets(axes, [(x, y) for _, x, y in labels])
     for (text, x, y), offset in zip(labels, offsets, strict=True):
-        style.annotate(axes, x, y, text, theme, (dx, offset - 3))
+        # Points of other lines have a zorder of 5 and must not cover the text.
+        style.annotate(axes, x, y, text, theme, (dx, offset - 3), zorder=5.5)
 
 
 def budget_note(selection: run_selection.BudgetSelection) -> str:
