@@ -23,7 +23,7 @@ import functools
 import math
 import warnings
 
-from lm.config import hyperparameter_rules, model_sizes, schema
+from lm.config import field_names, hyperparameter_rules, model_sizes, schema
 from lm.laws.tuning import hyperparameter_law
 from lm.runs import records
 
@@ -74,7 +74,8 @@ def _check_rule(field: str, rule: str) -> None:
     forms = {form.partition(":")[0]: ":" in form for form in RULES[field]}
     if name not in forms or forms[name] != bool(colon) or (colon and not argument):
         allowed = ", ".join(RULES[field])
-        raise schema.ConfigError(f"{field}={rule!r} is unknown; allowed: {allowed}")
+        shown = field_names.shorten(repr(rule))
+        raise schema.ConfigError(f"{field}={shown} is unknown; allowed: {allowed}")
 
 
 def _scale_intervals(run: schema.Run, factor: float) -> None:

@@ -40,6 +40,7 @@ for module, arguments in json.load(sys.stdin):
         if configs and "config" not in flags.FLAGS:
             errors.append(f"{module}: {configs[0]}, but the command has no --config")
         rest = flags.FLAGS([module, *(x for x in arguments if x not in configs)])[1:]
+        rest = rest[len(getattr(command, "POSITIONAL", ())) :]
         errors += [f"{module}: {argument} is not a flag" for argument in rest]
     except (ImportError, flags.Error) as error:
         errors.append(f"{module}: {error}")

@@ -27,7 +27,7 @@ CODE_START = re.compile(r"(import |from \S+ import |[\w.]+(, [\w.]+)* = |[\w.]+\
 PRIVATE_TERMS = frozenset(
     "foretell foretold beforehand doubt doubts said asked mine ours theirs anew rung rungs kin"
     " mastery mastery_share sift sifted exam sit lifeline lineage drawings twins lifts speakers"
-    " go_on ballot everyone whoever alike dial dials knob knobs afresh luck lever trunkless ray"
+    " go_on ballot everyone whoever alike dial dials knob knobs afresh luck lever trunkless"
     " wire wire_speed mirrors ledger excerpt judge judged gains talk boxes dealt in_time swapped"
     " at_hand thrown_out set_aside starts_around standing stock boundless told sayings spoken lies"
     " stands came comes meets met kept awaited settle settled halve halving grown".split()

@@ -17,7 +17,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from lm.config import optimizer_config, schema
+from lm.config import field_names, optimizer_config, schema
 
 FIELD = "data.batch_size_warmup"
 
@@ -169,8 +169,8 @@ def _parse_tokens(text: str) -> int:
             return int(n_tokens)
     except decimal.InvalidOperation:
         pass
-    problem = "must be an integer from 1 to 2^63 - 1"
-    raise schema.ConfigError(f"{FIELD}: {text!r} {problem}: list tokens such as '2e6,8e6'")
+    problem = f"{field_names.shorten(repr(text))} must be an integer from 1 to 2^63 - 1"
+    raise schema.ConfigError(f"{FIELD}: {problem}: list tokens such as '2e6,8e6'")
 
 
 def _round_quotient(numerator: float, denominator: int) -> int:

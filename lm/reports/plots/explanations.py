@@ -16,7 +16,7 @@ EXPLANATIONS = {
     ),
     "tokens": (
         "Each line is one model size, trained on more tokens from left to right.",
-        "A steep line is a model that still gains from more text.",
+        "A steep line is a model that still improves with more text.",
     ),
     "frontier": (
         "The black line is the lowest loss that the law reaches with a budget, if size and tokens"
@@ -64,13 +64,13 @@ EXPLANATIONS = {
     "margins": (
         "The solid line is accuracy above the baseline, the dashed line the confidence in the"
         " correct choice.",
-        "If confidence rises before accuracy, the ability grows smoothly and the jump comes from"
+        "If confidence rises before accuracy, the ability grows smoothly and the jump is due to"
         " the metric.",
     ),
     "emergence": (
         "Exact answers need all their tokens to be correct, so their share jumps even if the"
         " probability of a token rises smoothly.",
-        "Markers near the dashed line show that the jump comes from this metric.",
+        "Markers near the dashed line show that the jump is due to this metric.",
     ),
     "tasks_vs_loss": (
         "Accuracy against held-out loss, which falls to the right.",

@@ -76,20 +76,23 @@ def _compare_items(
     """Return the paired difference. items_a, items_b: of each run of A and of B, n examples."""
     points_a, points_b = (np.mean([i.points for i in side], 0) for side in (items_a, items_b))
     weights = items_a[0].weights
-    gains = weights * (points_b - points_a)
+    improvements = weights * (points_b - points_a)
     n_documents = int(items_a[0].documents.max(initial=0)) + 1
     documents = np.unique(items_a[0].documents, return_inverse=True)[1]
-    sums = np.bincount(documents, gains, minlength=1)
+    sums = np.bincount(documents, improvements, minlength=1)
     totals = np.bincount(documents, weights, minlength=1)
     is_binary = np.isin(points_a, (0, 1)).all() and np.isin(points_b, (0, 1)).all()
     has_one_group = len(items_a[0].group_names) == 1
-    if is_binary and has_one_group and n_documents == len(gains):
-        test, p_value = "McNemar", _mcnemar(int((gains > 0).sum()), int((gains < 0).sum()))
+    if is_binary and has_one_group and n_documents == len(improvements):
+        test, p_value = (
+            "McNemar",
+            _mcnemar(int((improvements > 0).sum()), int((improvements < 0).sum())),
+        )
     else:
         test, p_value = "paired", _randomize_signs(sums)
     lo, hi = _bootstrap(sums, totals, error)
     means = float(weights @ points_a), float(weights @ points_b)
-    return TaskDifference(task, *means, float(gains.sum()), lo, hi, p_value, test)
+    return TaskDifference(task, *means, float(improvements.sum()), lo, hi, p_value, test)
 
 
 def _mcnemar(n_better: int, n_worse: int) -> float:

@@ -85,8 +85,8 @@ def _transfer(sweep: summary.SweepSummary, figures: Markup) -> dict[str, Markup]
     """Return the section of tuned models, {} without runs that are tuned on prompts."""
     if not transfer_section.has_transfer(sweep):
         return {}
-    gains = transfer_section.transfer_gains(sweep)
-    return {"Gain of pre-training": html.join_html([gains, figures])}
+    table = transfer_section.transfer_gains(sweep)
+    return {"Gain of pre-training": html.join_html([table, figures])}
 
 
 def _runs_and_settings(sweep: summary.SweepSummary, figures: Markup) -> Markup:

@@ -1,7 +1,6 @@
 """Folders of published models: local folders, or snapshots in the cache of the Hugging Face Hub.
 
-model = read_model("EleutherAI/pythia-70m@step3000")
-model.shape.n_layers, model.architecture, model.context     # no weights are read
+model = model_folders.read_model("EleutherAI/pythia-70m@step3000")  # no weights are read
 """
 
 import re
