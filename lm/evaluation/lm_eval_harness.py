@@ -9,6 +9,7 @@ those of token_healing.py, which are equal to those of the harness if no token s
 boundary of prompt and answer. lm/evaluation/harness evaluates tasks by their names.
 """
 
+import collections
 import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,9 @@ def make_adapter(
 ):
     """Return an lm_eval.api.model.LM for all three kinds of request.
 
-    Its attribute n_truncated counts the requests whose context was truncated at its beginning.
-    Raises ValueError if lm_eval is not installed.
+    Its attribute n_truncated counts the requests of each task whose context was truncated at its
+    beginning. Its attribute choices has the answers of each example of a task: {task: {example:
+    {index: True if the prompt is empty}}}. Raises ValueError if lm_eval is not installed.
     """
     try:
         api = importlib.import_module("lm_eval.api.model")
@@ -42,8 +44,12 @@ def make_adapter(
     template = chat_templates.chat_template(run, tokenizer)
 
     class Adapter(api.LM):
-        n_truncated = 0
         tokenizer_name = tokenizer.hash
+
+        def __init__(self):
+            super().__init__()
+            self.n_truncated: collections.Counter[str] = collections.Counter()
+            self.choices: dict[str, dict[int, dict[int, bool]]] = {}
 
         def chat_template(self, chat_template: bool | str = False) -> str:
             """Return the chat template of the model. Raises ValueError if it has none."""
@@ -67,7 +73,10 @@ def make_adapter(
             texts = [request.args for request in requests]
             pairs = token_healing.encode_pairs(tokenizer, texts, are_prompts=True)
             scored = scoring.score_pairs(*model, pairs)
-            self.n_truncated += sum(answer.n_truncated > 0 for answer in scored)
+            self._count_truncated(requests, scored)
+            for request in requests:
+                examples = self.choices.setdefault(request.task_name, {})
+                examples.setdefault(request.doc_id, {})[request.idx] = not request.args[0]
             return [(-float(answer.nats.sum()), answer.is_greedy) for answer in scored]
 
         def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
@@ -80,8 +89,12 @@ def make_adapter(
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
             """Return the answer to each (prompt, options), up to its first `until` string."""
             answers = _generate_answers(model, tokenizer, [request.args for request in requests])
-            self.n_truncated += sum(answer.n_truncated > 0 for answer in answers)
+            self._count_truncated(requests, answers)
             return [answer.text for answer in answers]
+
+        def _count_truncated(self, requests, answers) -> None:
+            for request, answer in zip(requests, answers, strict=True):
+                self.n_truncated[request.task_name] += answer.n_truncated > 0
 
     return Adapter()
 

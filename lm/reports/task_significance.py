@@ -10,7 +10,8 @@ them: the p-value is the largest of an exact binomial test against chance and of
 the same examples (p_above_baseline). Generated translations have the stored test of chrF alone.
 The tasks of a run are corrected together by the step-up rule of Benjamini and Hochberg (1995) with
 FALSE_DISCOVERY_RATE. Means over paradigms of minimal pairs are corrected among themselves. Results
-of earlier versions have no other baseline than chance. A task is mastered if it is above baseline
+of earlier versions have no other baseline than chance. Results of lm-evaluation-harness without
+stored chance are not tested. A task is mastered if it is above baseline
 and its accuracy covers at least MASTERY_FRACTION of the distance from the best baseline to 1
 (has_mastery_accuracy).
 """
@@ -27,6 +28,7 @@ FALSE_DISCOVERY_RATE = 0.05
 # Smallest chance accuracy of the test. A model that always gives the most frequent answer is
 # sometimes correct, even if the stored chance accuracy of a task is 0.
 MIN_CHANCE = 0.01
+HARNESS_PREFIX = "harness:"  # of the names of tasks of lm-evaluation-harness
 PValue = Callable[[Mapping, str], float]
 
 
@@ -127,6 +129,9 @@ def _chance_p_value(row: Mapping, task: str, is_below: bool = False) -> float:
 
     result, n = task_results.task_result(row, task), task_results.task_value(row, task, "n")
     if result is None or not n > 0 or not np.isfinite(result["value"]):
+        return 1.0
+    is_unknown = task_results.task_result(row, task, "chance") is None
+    if is_unknown and task.startswith(HARNESS_PREFIX):
         return 1.0
     accuracy, chance = result["value"], max(chance_accuracy_of([row], task), MIN_CHANCE)
     n_paradigms = task_results.task_value(row, task, "n_paradigms")
