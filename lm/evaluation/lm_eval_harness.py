@@ -27,14 +27,38 @@ MAX_TOKENS = 256  # tokens per answer if a task sets no limit
 Model = tuple[schema.Run, jax.sharding.Mesh, dict]  # run, mesh, weights
 
 
+class RequestCounts:
+    """Counts of the requests of tasks.
+
+    n_truncated: requests of a task whose context was truncated at its beginning. choices: answers
+    of each example of a task, {task: {example: {index: True if the prompt is empty}}}.
+    """
+
+    def __init__(self):
+        self.n_truncated: collections.Counter[str] = collections.Counter()
+        self.choices: dict[str, dict[int, dict[int, bool]]] = {}
+
+    def add_truncated(
+        self, requests: Sequence, answers: Sequence[scoring.ScoredAnswer | generation.Generated]
+    ) -> None:
+        """Count the requests whose answer has a truncated context."""
+        for request, answer in zip(requests, answers, strict=True):
+            self.n_truncated[request.task_name] += answer.n_truncated > 0
+
+    def add_choices(self, requests: Sequence) -> None:
+        """Add the answers of requests of log-likelihoods."""
+        for request in requests:
+            examples = self.choices.setdefault(request.task_name, {})
+            examples.setdefault(request.doc_id, {})[request.idx] = not request.args[0]
+
+
 def make_adapter(
     run: schema.Run, device_mesh: jax.sharding.Mesh, params: dict, tokenizer: tokenizers.Tokenizer
 ):
     """Return an lm_eval.api.model.LM for all three kinds of request.
 
-    Its attribute n_truncated counts the requests of each task whose context was truncated at its
-    beginning. Its attribute choices has the answers of each example of a task: {task: {example:
-    {index: True if the prompt is empty}}}. Raises ValueError if lm_eval is not installed.
+    Its attribute counts has the RequestCounts of its requests. Raises ValueError if lm_eval is not
+    installed.
     """
     try:
         api = importlib.import_module("lm_eval.api.model")
@@ -45,11 +69,7 @@ def make_adapter(
 
     class Adapter(api.LM):
         tokenizer_name = tokenizer.hash
-
-        def __init__(self):
-            super().__init__()
-            self.n_truncated: collections.Counter[str] = collections.Counter()
-            self.choices: dict[str, dict[int, dict[int, bool]]] = {}
+        counts = RequestCounts()  # this class has a single object
 
         def chat_template(self, chat_template: bool | str = False) -> str:
             """Return the chat template of the model. Raises ValueError if it has none."""
@@ -73,10 +93,8 @@ def make_adapter(
             texts = [request.args for request in requests]
             pairs = token_healing.encode_pairs(tokenizer, texts, are_prompts=True)
             scored = scoring.score_pairs(*model, pairs)
-            self._count_truncated(requests, scored)
-            for request in requests:
-                examples = self.choices.setdefault(request.task_name, {})
-                examples.setdefault(request.doc_id, {})[request.idx] = not request.args[0]
+            self.counts.add_choices(requests)
+            self.counts.add_truncated(requests, scored)
             return [(-float(answer.nats.sum()), answer.is_greedy) for answer in scored]
 
         def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
@@ -89,12 +107,8 @@ def make_adapter(
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
             """Return the answer to each (prompt, options), up to its first `until` string."""
             answers = _generate_answers(model, tokenizer, [request.args for request in requests])
-            self._count_truncated(requests, answers)
+            self.counts.add_truncated(requests, answers)
             return [answer.text for answer in answers]
-
-        def _count_truncated(self, requests, answers) -> None:
-            for request, answer in zip(requests, answers, strict=True):
-                self.n_truncated[request.task_name] += answer.n_truncated > 0
 
     return Adapter()
 

@@ -154,7 +154,7 @@ def test_truncated_contexts_are_counted_per_task(model):
         ]
 
     adapter.loglikelihood(requests("a", "aa") + requests("b", "aa")[:4])
-    assert adapter.n_truncated == {"a": 3, "b": 2}
+    assert adapter.counts.n_truncated == {"a": 3, "b": 2}
     adapter.generate_until(requests("c", {"max_gen_toks": 2}))
-    assert adapter.n_truncated == {"a": 3, "b": 2, "c": 2}
-    assert adapter.choices["b"] == {i: {0: False} for i in range(4)}
+    assert adapter.counts.n_truncated == {"a": 3, "b": 2, "c": 2}
+    assert adapter.counts.choices["b"] == {i: {0: False} for i in range(4)}

@@ -124,12 +124,12 @@ def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[
     results = {}
     sizes = {name: counts["effective"] for name, counts in output.get("n-samples", {}).items()}
     groups = output.get("group_subtasks", {})
-    chances = {name: _random_accuracy(adapter.choices.get(name, {})) for name in sizes}
+    chances = {name: _random_accuracy(adapter.counts.choices.get(name, {})) for name in sizes}
     for name, columns in output["results"].items():
         metrics = _convert_metrics(columns)
         if name in sizes:
             metrics["n"] = {"value": sizes[name]}
-            metrics["n_truncated"] = {"value": adapter.n_truncated[name]}
+            metrics["n_truncated"] = {"value": adapter.counts.n_truncated[name]}
             metrics["chance"] = {"value": chances[name]}
         elif members := groups.get(name):
             metrics["n_paradigms"] = {"value": len(members)}
