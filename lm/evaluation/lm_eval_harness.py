@@ -28,7 +28,7 @@ Model = tuple[schema.Run, jax.sharding.Mesh, dict]  # run, mesh, weights
 
 
 class RequestCounts:
-    """Counts of the requests of tasks.
+    """Counts of the requests of tasks. Requests of no task have the task name "".
 
     n_truncated: requests of a task whose context was truncated at its beginning. choices: answers
     of each example of a task, {task: {example: {index: True if the prompt is empty}}}.
@@ -43,13 +43,14 @@ class RequestCounts:
     ) -> None:
         """Count the requests whose answer has a truncated context."""
         for request, answer in zip(requests, answers, strict=True):
-            self.n_truncated[request.task_name] += answer.n_truncated > 0
+            self.n_truncated[getattr(request, "task_name", "")] += answer.n_truncated > 0
 
     def add_choices(self, requests: Sequence) -> None:
         """Add the answers of requests of log-likelihoods."""
         for request in requests:
-            examples = self.choices.setdefault(request.task_name, {})
-            examples.setdefault(request.doc_id, {})[request.idx] = not request.args[0]
+            if task := getattr(request, "task_name", ""):
+                examples = self.choices.setdefault(task, {})
+                examples.setdefault(request.doc_id, {})[request.idx] = not request.args[0]
 
 
 def make_adapter(
