@@ -57,20 +57,20 @@ def main() -> int:
     start_time = time.perf_counter()
     prepared = {}  # folder of a prepared source -> weight, tokenizer, manifest
     engine = _datatrove_engine()
-    waiting = {}  # sources whose tasks a cluster has not finished
+    submitted_tasks = {}  # sources whose tasks a cluster has not finished
     for run in runs:
         try:
             manifests = corpus.prepare_corpus(
                 run.data, console.preparing, _NUM_WORKERS.value, verify_all=True, engine=engine
             )
         except datatrove_engine.TasksSubmitted as submitted:
-            waiting |= dict.fromkeys(submitted.args)
+            submitted_tasks |= dict.fromkeys(submitted.args)
             continue
         for source, m in manifests.items():
             prepared.setdefault(m.folder, (run.data.sources[source], run.data.tokenizer, m))
-    for message in waiting:
+    for message in submitted_tasks:
         console.print_line(message)
-    if waiting:
+    if submitted_tasks:
         return 0
     seconds = time.perf_counter() - start_time
     console.table(

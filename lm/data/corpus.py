@@ -105,7 +105,7 @@ def prepare_corpus(
     temporary_folders.remove_abandoned(cache)
     tokenizer = bpe_training.prepare_tokenizer(data, cache, report)
     manifests: dict[str, corpus_manifest.Manifest] = {}
-    waiting: list[str] = []
+    submitted_tasks: list[str] = []
     for source in sorted(data.sources):
         earlier_manifests = list(manifests.values()) if data.drop_near_duplicates else []
         plan = _plan_corpus(source, data, cache, tokenizer, earlier_manifests, fingerprint)
@@ -113,9 +113,9 @@ def prepare_corpus(
         try:
             manifests[source] = _prepare_source(plan, tokenizer, report, workers, verify_all)
         except datatrove_engine.TasksSubmitted as tasks:
-            waiting += tasks.args
-    if waiting:
-        raise datatrove_engine.TasksSubmitted(*waiting)
+            submitted_tasks += tasks.args
+    if submitted_tasks:
+        raise datatrove_engine.TasksSubmitted(*submitted_tasks)
     return {source: manifests[source] for source in data.sources}
 
 
