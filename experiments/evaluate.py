@@ -96,13 +96,15 @@ def _check_flags() -> None:
         "--keep": _KEEP.value,
         "--answers": _ANSWERS.value,
     }
-    unused, needed = (text_flags, "without") if _TASKS.value else (task_flags, "with")
     if flags.FLAGS.harness:
-        unused = {"--sources": _SOURCES.value, "--n_sequences": _SEQUENCES.value}
-        unused, needed = unused | task_flags, "without --harness, and with"
+        unused, problem = text_flags | task_flags, "has no effect with --harness"
+    elif _TASKS.value:
+        unused, problem = text_flags, "has no effect with --tasks"
+    else:
+        unused, problem = task_flags, "has an effect only with --tasks"
     for name, value in unused.items():
         if value:
-            raise ValueError(f"{name}={value} has an effect only {needed} --tasks: remove it")
+            raise ValueError(f"{name}={value} {problem}: remove it")
     if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
         raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
 
@@ -134,10 +136,14 @@ def _check_permissions(stored_run, sources: dict[str, float] | None):
 
     permissions = path_permissions.grant_permissions(_RUN.value, _ALLOW.value)
     stored_run.data.cache_dir = _CACHE.value or stored_run.data.cache_dir
-    if flags.FLAGS.harness or (_TASKS.value and not _OVERLAP.value):
+    # Published models are always evaluated on text as well, a run alone only without tasks.
+    prepares_text = bool(published_models.names()) or not (_TASKS.value or flags.FLAGS.harness)
+    if not prepares_text and not _OVERLAP.value:
         return stored_run  # only the tasks of the command line are read
-    if not _TASKS.value and not _CACHE.value:
-        path_permissions.check_cache_folders(stored_run, permissions)
+    if prepares_text:
+        folders = [*_ALLOW.value, _CACHE.value] if _CACHE.value else _ALLOW.value
+        writable = path_permissions.grant_permissions(_RUN.value, folders)
+        path_permissions.check_cache_folders(stored_run, writable)
     return path_permissions.check_sources(stored_run, permissions, sources)
 
 

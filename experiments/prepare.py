@@ -57,16 +57,21 @@ def main() -> int:
     start_time = time.perf_counter()
     prepared = {}  # folder of a prepared source -> weight, tokenizer, manifest
     engine = _datatrove_engine()
+    submitted_tasks = {}  # sources whose tasks a cluster has not finished
     for run in runs:
         try:
             manifests = corpus.prepare_corpus(
                 run.data, console.preparing, _NUM_WORKERS.value, verify_all=True, engine=engine
             )
         except datatrove_engine.TasksSubmitted as submitted:
-            console.print_line(str(submitted))
-            return 0
+            submitted_tasks |= dict.fromkeys(submitted.args)
+            continue
         for source, m in manifests.items():
             prepared.setdefault(m.folder, (run.data.sources[source], run.data.tokenizer, m))
+    for message in submitted_tasks:
+        console.print_line(message)
+    if submitted_tasks:
+        return 0
     seconds = time.perf_counter() - start_time
     console.table(
         [
@@ -106,6 +111,8 @@ def _datatrove_engine():
             if flag.present:
                 raise ValueError(f"--{flag.name} needs --engine=datatrove: add it")
         return None
+    if _SLURM.value and _EXECUTOR.value != "slurm":
+        raise ValueError(f"--slurm={_SLURM.value} needs --executor=slurm: add it")
     return DatatroveEngine(_EXECUTOR.value, _NUM_TASKS.value, _NUM_WORKERS.value, _SLURM.value)
 
 

@@ -264,7 +264,8 @@ def evaluation(row: dict) -> None:
             line = {
                 "metric": f"{metric}{dot}{names.get(source, source)}",
                 "value": f"{value:.4f}",
-                "standard error": f"{error:.4f}",
+                # The error of a single document is stored as 0. Completion may have an error of 0.
+                "standard error": f"{error:.4f}" if error or metric == "completion" else "unknown",
             }
             lines.append(line)
     table(lines)

@@ -54,7 +54,7 @@ def evaluate(tasks, run, device_mesh, params: dict, tokenizer) -> dict:
 
 def print_results(results: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print one line per task and metric."""
-    counts = ("n", "n_truncated", "n_paradigms")
+    counts = ("n", "n_truncated", "n_paradigms", "chance")
     lines = [
         {
             "task": name,
@@ -68,8 +68,9 @@ def print_results(results: dict[str, dict[str, dict[str, float]]]) -> None:
         if metric not in counts
     ]
     console.table(lines)
-    n_truncated = [m["n_truncated"]["value"] for m in results.values() if "n_truncated" in m]
-    if any(n_truncated):
-        console.print_line(
-            f"truncated at the beginning: {n_truncated[0]:.0f} requests longer than data.seq_len"
-        )
+    for name, metrics in results.items():
+        if n_truncated := metrics.get("n_truncated", {"value": 0})["value"]:
+            console.print_line(
+                f"{name}: {n_truncated:.0f} requests longer than data.seq_len were truncated at the"
+                " beginning"
+            )

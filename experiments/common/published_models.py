@@ -8,8 +8,10 @@ from absl import flags
 
 from experiments.common import console, harness_tasks
 from lm.config import schema
+from lm.runs import filesystem
 
 DEFAULT_CONTEXT = 1024  # largest default of --seq_len
+MAX_TOKENS = 1e18  # of --trained_tokens, exclusive
 
 
 def define_flags() -> None:
@@ -41,8 +43,14 @@ def check_flags() -> None:
             if values[name].value:
                 raise ValueError(f"--{name}={values[name].value} has an effect only with --models")
         return
+    if not all(name.strip() for name in names()):
+        raise ValueError(f"--models={','.join(names())} has an empty name: remove a comma")
     if not values.dir:
         raise ValueError("--dir=FOLDER of the results of --models is missing: --dir=runs/published")
+    folder = filesystem.open_path(values.dir)
+    is_bucket = filesystem.is_remote(values.dir) and str(folder.parent).endswith("//")
+    if folder.name in ("", "..") or is_bucket:
+        raise ValueError(f"--dir={values.dir} has no name of its own: name a folder below it")
 
 
 def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_paths) -> None:
@@ -56,7 +64,7 @@ def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_p
     from lm.parallel import mesh
     from lm.training.published import model_folders, model_records
 
-    folder = Path(flags.FLAGS.dir)
+    folder = filesystem.open_path(flags.FLAGS.dir)
     models = [model_folders.read_model(name, allow_paths) for name in names()]
     _check_distinct(models)
     n_tokens = _parse_tokens(flags.FLAGS.trained_tokens or "", [model.name for model in models])
@@ -113,8 +121,11 @@ def _parse_tokens(text: str, model_names: list[str]) -> dict[str, int]:
             known = ", ".join(model_names)
             raise ValueError(f"{flag}: {name} is no model of --models, which are {known}")
         is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        if not is_number or not 1 <= number < 1e18:
-            raise ValueError(f"{flag}: {name} has {number!r}: write a number of tokens above 0")
+        if not is_number or not 1 <= number < MAX_TOKENS:
+            raise ValueError(
+                f"{flag}: {name} has {number!r}: write a number of tokens from 1 to below"
+                f" {MAX_TOKENS:g}"
+            )
         n_tokens[name] = int(number)
     return n_tokens
 
@@ -143,9 +154,13 @@ def _print_table(folder: Path) -> None:
 
 
 def _measurement(row: dict, column: str) -> str:
-    """Return a result and its standard error as text, "" if it is missing."""
+    """Return a result and its standard error as text, "" if it is missing.
+
+    A mean over a single group of documents has no standard error.
+    """
     from lm.runs import records, task_results
 
     if not records.is_finite(row.get(column)):
         return ""
-    return f"{row[column]:.4f} ± {task_results.standard_error(row, column):.4f}"
+    error = task_results.standard_error(row, column)
+    return f"{row[column]:.4f} ± {f'{error:.4f}' if error else 'unknown'}"

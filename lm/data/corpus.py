@@ -92,26 +92,30 @@ def prepare_corpus(
     A prepared source is not read again. Its files are verified once per process, at more than 1
     GB/s; token files above corpus_manifest.WHOLE_FILE_BYTES are verified when they are read. A
     damaged source is prepared again, after a line on stderr that names the file. A new source is
-    staged in a temporary folder, which is renamed when it is complete. After a killed
-    call, the next call resumes after the last saved part (file). If two calls prepare the same
-    source at the same time, the slower call deletes its copy. With data.drop_near_duplicates, the
-    documents of sources with alphabetically earlier names count as duplicates. Memory use does not
-    grow with the amount of text.
-
-    Raises ValueError for text that is missing, empty, binary or not UTF-8, and for malformed JSON
-    Lines. A folder or disk that cannot be written also raises ValueError. With
-    data.on_error="skip", unreadable documents are counted and skipped.
+    staged in a temporary folder, which is renamed when it is complete. After a killed call, the
+    next call resumes after the last saved part (file). If two calls prepare the same source at the
+    same time, the slower call deletes its copy. With data.drop_near_duplicates, documents of
+    sources with alphabetically earlier names count as duplicates. Memory use does not grow with the
+    amount of text. With data.on_error="skip", unreadable documents are counted and skipped. Raises
+    ValueError for text that is missing, empty, binary, not UTF-8 or malformed, and for folders that
+    cannot be written. Raises TasksSubmitted if a cluster has not finished.
     """
     cache = staging.local_folder(data)
     fingerprint = functools.cache(functools.partial(documents.source_fingerprint, cache=cache))
     temporary_folders.remove_abandoned(cache)
     tokenizer = bpe_training.prepare_tokenizer(data, cache, report)
     manifests: dict[str, corpus_manifest.Manifest] = {}
+    submitted_tasks: list[str] = []
     for source in sorted(data.sources):
         earlier_manifests = list(manifests.values()) if data.drop_near_duplicates else []
         plan = _plan_corpus(source, data, cache, tokenizer, earlier_manifests, fingerprint)
         plan = dataclasses.replace(plan, engine=engine)
-        manifests[source] = _prepare_source(plan, tokenizer, report, workers, verify_all)
+        try:
+            manifests[source] = _prepare_source(plan, tokenizer, report, workers, verify_all)
+        except datatrove_engine.TasksSubmitted as tasks:
+            submitted_tasks += tasks.args
+    if submitted_tasks:
+        raise datatrove_engine.TasksSubmitted(*submitted_tasks)
     return {source: manifests[source] for source in data.sources}
 
 

@@ -67,11 +67,12 @@ class RowReadAhead:
         stop = step + 1 + min(max(n_steps, 1), self._max_steps)
         self._max_steps = min(self._max_steps + 2, MAX_STEPS_AHEAD)
         first = self._steps.stop if step in self._steps else step
-        self._steps = range(step, stop)
+        self._steps = range(step, first)
         for later in range(first, stop):
             source, _, row = self._rows_of_step(later)
             if len(row) != n_rows:  # a larger batch has other rows of this process
                 return
+            self._steps = range(step, later + 1)
             for index, rows in self._files.items():
                 rows.read_ahead(row[selected][source[selected] == index])
 

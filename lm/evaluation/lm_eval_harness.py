@@ -9,6 +9,7 @@ those of token_healing.py, which are equal to those of the harness if no token s
 boundary of prompt and answer. lm/evaluation/harness evaluates tasks by their names.
 """
 
+import collections
 import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +27,39 @@ MAX_TOKENS = 256  # tokens per answer if a task sets no limit
 Model = tuple[schema.Run, jax.sharding.Mesh, dict]  # run, mesh, weights
 
 
+class RequestCounts:
+    """Counts of the requests of tasks. Requests of no task have the task name "".
+
+    n_truncated: requests of a task whose context was truncated at its beginning. choices: answers
+    of each example of a task, {task: {example: {index: True if the prompt is empty}}}.
+    """
+
+    def __init__(self):
+        self.n_truncated: collections.Counter[str] = collections.Counter()
+        self.choices: dict[str, dict[int, dict[int, bool]]] = {}
+
+    def add_truncated(
+        self, requests: Sequence, answers: Sequence[scoring.ScoredAnswer | generation.Generated]
+    ) -> None:
+        """Count the requests whose answer has a truncated context."""
+        for request, answer in zip(requests, answers, strict=True):
+            self.n_truncated[getattr(request, "task_name", "")] += answer.n_truncated > 0
+
+    def add_choices(self, requests: Sequence) -> None:
+        """Add the answers of requests of log-likelihoods."""
+        for request in requests:
+            if task := getattr(request, "task_name", ""):
+                examples = self.choices.setdefault(task, {})
+                examples.setdefault(request.doc_id, {})[request.idx] = not request.args[0]
+
+
 def make_adapter(
     run: schema.Run, device_mesh: jax.sharding.Mesh, params: dict, tokenizer: tokenizers.Tokenizer
 ):
     """Return an lm_eval.api.model.LM for all three kinds of request.
 
-    Its attribute n_truncated counts the requests whose context was truncated at its beginning.
-    Raises ValueError if lm_eval is not installed.
+    Its attribute counts has the RequestCounts of its requests. Raises ValueError if lm_eval is not
+    installed.
     """
     try:
         api = importlib.import_module("lm_eval.api.model")
@@ -42,8 +69,8 @@ def make_adapter(
     template = chat_templates.chat_template(run, tokenizer)
 
     class Adapter(api.LM):
-        n_truncated = 0
         tokenizer_name = tokenizer.hash
+        counts = RequestCounts()  # this class has a single object
 
         def chat_template(self, chat_template: bool | str = False) -> str:
             """Return the chat template of the model. Raises ValueError if it has none."""
@@ -67,7 +94,8 @@ def make_adapter(
             texts = [request.args for request in requests]
             pairs = token_healing.encode_pairs(tokenizer, texts, are_prompts=True)
             scored = scoring.score_pairs(*model, pairs)
-            self.n_truncated += sum(answer.n_truncated > 0 for answer in scored)
+            self.counts.add_choices(requests)
+            self.counts.add_truncated(requests, scored)
             return [(-float(answer.nats.sum()), answer.is_greedy) for answer in scored]
 
         def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
@@ -80,7 +108,7 @@ def make_adapter(
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
             """Return the answer to each (prompt, options), up to its first `until` string."""
             answers = _generate_answers(model, tokenizer, [request.args for request in requests])
-            self.n_truncated += sum(answer.n_truncated > 0 for answer in answers)
+            self.counts.add_truncated(requests, answers)
             return [answer.text for answer in answers]
 
     return Adapter()

@@ -10,7 +10,8 @@ them: the p-value is the largest of an exact binomial test against chance and of
 the same examples (p_above_baseline). Generated translations have the stored test of chrF alone.
 The tasks of a run are corrected together by the step-up rule of Benjamini and Hochberg (1995) with
 FALSE_DISCOVERY_RATE. Means over paradigms of minimal pairs are corrected among themselves. Results
-of earlier versions have no other baseline than chance. A task is mastered if it is above baseline
+of earlier versions have no other baseline than chance. Results of lm-evaluation-harness without
+a stored chance accuracy are not tested. A task is mastered if it is above baseline
 and its accuracy covers at least MASTERY_FRACTION of the distance from the best baseline to 1
 (has_mastery_accuracy).
 """
@@ -27,6 +28,7 @@ FALSE_DISCOVERY_RATE = 0.05
 # Smallest chance accuracy of the test. A model that always gives the most frequent answer is
 # sometimes correct, even if the stored chance accuracy of a task is 0.
 MIN_CHANCE = 0.01
+HARNESS_PREFIX = "harness:"  # of the names of tasks of lm-evaluation-harness
 PValue = Callable[[Mapping, str], float]
 
 
@@ -76,8 +78,10 @@ def above_baseline_by_run(rows: Sequence[Mapping]) -> dict[str, set[str]]:
 
 def has_mastery_accuracy(row: Mapping, task: str) -> bool:
     """Return True if the accuracy covers MASTERY_FRACTION of the distance from the best baseline
-    to 1.
+    to 1. The result is False if the chance accuracy is unknown.
     """
+    if _has_unknown_chance(row, task):
+        return False
     accuracy = task_results.task_value(row, task)
     baseline = task_results.best_baseline(row, task)[1]
     return baseline < 1 and (accuracy - baseline) / (1 - baseline) >= MASTERY_FRACTION
@@ -117,6 +121,12 @@ def chance_accuracy_of(rows: Sequence[Mapping], task: str) -> float:
     return max((result["value"] for result in results if result), default=0.0)
 
 
+def _has_unknown_chance(row: Mapping, task: str) -> bool:
+    """Return True for a result of lm-evaluation-harness without a stored chance accuracy."""
+    is_stored = task_results.task_result(row, task, "chance") is not None
+    return task.startswith(HARNESS_PREFIX) and not is_stored
+
+
 def _chance_p_value(row: Mapping, task: str, is_below: bool = False) -> float:
     """Return the p-value of the test against chance, 1 without a result.
 
@@ -127,6 +137,8 @@ def _chance_p_value(row: Mapping, task: str, is_below: bool = False) -> float:
 
     result, n = task_results.task_result(row, task), task_results.task_value(row, task, "n")
     if result is None or not n > 0 or not np.isfinite(result["value"]):
+        return 1.0
+    if _has_unknown_chance(row, task):
         return 1.0
     accuracy, chance = result["value"], max(chance_accuracy_of([row], task), MIN_CHANCE)
     n_paradigms = task_results.task_value(row, task, "n_paradigms")

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from lm.data import prefetch
@@ -40,3 +41,32 @@ def test_prefetch_thread_ends_with_its_generator():
     assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
     batches.close()
     assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+
+
+class RemoteRows:
+    """Rows of a remote file, which record the requested numbers."""
+
+    is_remote = True
+
+    def __init__(self):
+        self.requested = []
+
+    def read_ahead(self, rows):
+        self.requested += rows.tolist()
+
+
+def test_rows_of_larger_batches_are_read_ahead_once():
+    """Steps 0 to 19 have two rows, later ones four."""
+
+    def rows_of_step(step):
+        n_rows = 2 if step < 20 else 4
+        row = np.full(n_rows, step)
+        return np.zeros(n_rows, int), row, row
+
+    file = RemoteRows()
+    ahead = prefetch.RowReadAhead([file], rows_of_step, seq_len=8)
+    for step in range(30):
+        ahead.start(step, slice(0, len(rows_of_step(step)[0])))
+        assert step in file.requested
+    expected = [step for step in range(max(file.requested) + 1) for _ in rows_of_step(step)[1]]
+    assert file.requested == expected and max(file.requested) > 30

@@ -142,12 +142,19 @@ def test_generation_kwargs_are_converted_or_rejected():
         lm_eval_harness._to_sampling_params({"num_beams": 4})
 
 
-def test_truncated_contexts_of_all_requests_are_counted(model):
+def test_truncated_contexts_are_counted_per_task(model):
     """The context has 32 tokens, and the last token of an answer is no input."""
     adapter = lm_eval_harness.make_adapter(*model, BYTES)
     prompts = ["q" * n for n in (30, 31, 32, 33, 40)]
-    adapter.loglikelihood([types.SimpleNamespace(args=(prompt, "aa")) for prompt in prompts])
-    assert adapter.n_truncated == 3
-    options = {"max_gen_toks": 2}
-    adapter.generate_until([types.SimpleNamespace(args=(prompt, options)) for prompt in prompts])
-    assert adapter.n_truncated == 3 + 2
+
+    def requests(task, argument):
+        return [
+            types.SimpleNamespace(args=(prompt, argument), task_name=task, doc_id=i, idx=0)
+            for i, prompt in enumerate(prompts)
+        ]
+
+    adapter.loglikelihood(requests("a", "aa") + requests("b", "aa")[:4])
+    assert adapter.counts.n_truncated == {"a": 3, "b": 2}
+    adapter.generate_until(requests("c", {"max_gen_toks": 2}))
+    assert adapter.counts.n_truncated == {"a": 3, "b": 2, "c": 2}
+    assert adapter.counts.choices["b"] == {i: {0: False} for i in range(4)}

@@ -4,16 +4,20 @@ import json
 import math
 import pathlib
 
+import fsspec
 import numpy as np
 import pytest
+from etils import epath
 from fixtures import commands, small_tokenizers
 from fixtures.hf import random_models
 
 from lm.config import schema
 from lm.laws import comparability
 from lm.model.hf import export
-from lm.runs import records
+from lm.runs import filesystem, json_files, records
+from lm.runs.items import task_items
 from lm.training import loaded_model
+from lm.training.published import model_folders, model_records
 
 FAMILIES = {"gpt_neox": "bytes", "olmo2": "bpe"}  # family -> tokenizer of its models
 
@@ -41,9 +45,9 @@ def models(tmp_path_factory) -> pathlib.Path:
 def evaluate(folder: pathlib.Path, *names: str, **options: str):
     flags = {"sources": json.dumps({f"text:{folder}/text.txt": 1}), "n_sequences": "16"}
     flags |= {"dir": "runs/published", "tasks": "copy?length=2&n=4"} | options
+    flags = {"models": ",".join(str(folder / name) for name in names)} | flags
     arguments = [f"--{name}={value}" for name, value in flags.items() if value]
-    paths = ",".join(str(folder / name) for name in names)
-    return commands.run_command(folder, "evaluate", f"--models={paths}", *arguments)
+    return commands.run_command(folder, "evaluate", *arguments)
 
 
 def test_models_of_two_families_are_compared_in_bits_per_byte(models):
@@ -64,6 +68,8 @@ def test_models_of_two_families_are_compared_in_bits_per_byte(models):
             assert row["eval.bits_per_byte"] < 0.7 * n_bits
             assert "tokens" not in row and "flops" not in row
         assert row["eval.task.copy?length=2&n=4.n"] == 4
+        (items,) = task_items.load_items(row).values()
+        assert items.accuracy == row["eval.task.copy?length=2&n=4.accuracy"]
     assert comparability.loss_column(list(rows.values())) == "eval.bits_per_byte"
     assert comparability.loss_column([rows["olmo2-16"], rows["olmo2-32"]]) == "eval.loss"
     modified = (models / "runs" / "published" / "neox-16" / "evals.jsonl").stat().st_mtime_ns
@@ -101,6 +107,11 @@ def test_loss_is_that_of_the_imported_model(models):
         (["neox-16"], {"trained_tokens": '{"neox": 3}'}, "neox is no model of --models"),
         (["neox-16"], {"trained_tokens": "many"}, "is neither a number nor JSON"),
         (["neox-16", "neox-16/"], {}, "both have the name neox-16"),
+        (["neox-16"], {"trained_tokens": "1e30"}, "a number of tokens from 1 to below 1e+18"),
+        (["neox-16"], {"dir": "."}, "--dir=. has no name of its own"),
+        (["neox-16"], {"dir": "a/.."}, "--dir=a/.. has no name of its own"),
+        (["neox-16"], {"models": ","}, "--models=, has an empty name: remove a comma"),
+        (["neox-16"], {"models": "a,,b"}, "--models=a,,b has an empty name: remove a comma"),
         (["absent"], {}, "absent does not exist: name a folder"),
         (["neox-16"], {"seq_len": "99"}, "is above the context of neox-16, 32 tokens"),
         (["neox-16"], {"keep": "true"}, "--keep=True has no effect with --models"),
@@ -111,3 +122,50 @@ def test_wrong_flags_are_refused_in_one_line(models, names, options, message):
     assert result.returncode == 2 and message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (models / "refused").exists()
+
+
+@pytest.mark.parametrize("tasks", ["", "copy?length=2&n=4"])
+def test_paths_of_a_downloaded_run_need_permission(models, finished_copy, tmp_path, tasks):
+    folder = records.run_dir(finished_copy)
+    config = json_files.read_record(folder / "config.json")
+    config["data"]["cache_dir"] = str(tmp_path / "victim")
+    json_files.write_record(folder / "config.json", config)
+    options = {"run": str(folder), "sources": "", "tasks": tasks, "dir": "downloaded"}
+    result = evaluate(models, "neox-16", **options)
+    assert result.returncode == 2 and "data.cache_dir names" in result.stderr
+    result = evaluate(models, "neox-16", **options, cache_dir="data")
+    assert result.returncode == 2 and "data.sources names" in result.stderr
+    assert not (tmp_path / "victim").exists() and not (models / "downloaded").exists()
+
+
+def test_a_bucket_of_results_is_no_local_folder(models, monkeypatch):
+    def fail(protocol):
+        raise ImportError(protocol)
+
+    result = evaluate(models, "neox-16", dir="gs://bucket")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    monkeypatch.setattr(fsspec, "get_filesystem_class", fail)
+    result = evaluate(models, "neox-16", dir="gs://bucket/pythia")
+    assert result.returncode == 2 and "gs:// needs a package" in result.stderr
+    assert not (models / "gs:").exists()
+    model = model_folders.read_model(str(models / "neox-16"))
+    settings = schema.Run()
+    settings.data.seq_len = 16
+    open_local = filesystem.open_path
+    monkeypatch.setattr(
+        filesystem,
+        "open_path",
+        lambda name: epath.Path(name) if filesystem.is_remote(name) else open_local(name),
+    )
+    monkeypatch.setattr(records, "check_same_config", lambda run: None)
+    run = model_records.make_run(model, settings, epath.Path("gs://bucket/a/pythia"))
+    assert (run.dir, run.name) == ("gs://bucket/a", "pythia/neox-16")
+
+
+def test_undetermined_errors_are_printed_as_unknown(models):
+    (models / "document").mkdir(exist_ok=True)
+    (models / "document" / "a.txt").write_text("a single document of some words " * 40)
+    sources = json.dumps({f"text:{models}/document/a.txt": 1})
+    result = evaluate(models, "neox-16", sources=sources, dir="document_results", tasks="")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("± unknown") == 2 and "0.0000" not in result.stdout

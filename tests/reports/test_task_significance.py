@@ -123,3 +123,15 @@ def test_family_is_the_phenomenon_or_the_name_without_options():
         "file:my/sets/piqa?shots=2": "piqa",
     }
     assert {task: task_results.task_family(task) for task in families} == families
+
+
+def test_harness_results_without_chance_are_not_tested():
+    values = {"accuracy": 0.6, "n": 2376}
+    row = {f"eval.task.harness:arc_easy.{name}": value for name, value in values.items()}
+    assert not task_significance.tasks_above_baseline(row)
+    assert not task_significance.is_above_chance(row, "harness:arc_easy")
+    assert not task_significance.has_mastery_accuracy(row, "harness:arc_easy")
+    row["eval.task.harness:arc_easy.chance"] = 0.25
+    assert task_significance.tasks_above_baseline(row) == {"harness:arc_easy"}
+    row["eval.task.harness:arc_easy.accuracy"] = 0.25
+    assert not task_significance.tasks_above_baseline(row)

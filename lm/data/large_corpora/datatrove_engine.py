@@ -10,6 +10,7 @@ these files, in order, by the code of the built-in preparation: equal documents 
 and hashes are computed.
 
 data/datatrove-wiki-91c07d44e3b5/
+    tasks.json               number of tasks
     task-00000.records       encoded documents of a task
     encode/, sign/, ...      logs and completion files of a stage
     minhash/                 signatures, buckets and clusters
@@ -28,6 +29,7 @@ from lm.config import schema
 from lm.data import preprocessing, splits, tokenizers
 from lm.data.large_corpora import pipeline_steps, task_records
 from lm.data.sources import documents
+from lm.runs import json_files
 
 EXECUTORS = ("local", "slurm", "ray")
 # Class of an executor of datatrove, in datatrove.executor.NAME.
@@ -40,7 +42,10 @@ SLURM_OPTIONS = {"partition": str, "time": str, "cpus_per_task": int, "mem_per_c
 
 
 class TasksSubmitted(Exception):
-    """Tasks are waiting or running on a cluster. The same command continues after their end."""
+    """Tasks are waiting or running on a cluster. The same command continues after their end.
+
+    args: one message per source.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +78,14 @@ class DatatroveEngine:
         """Run the tasks that are not complete, and yield the documents of all tasks in order.
 
         first_part: number of the first part that is needed. Raises ValueError for fields that only
-        the built-in preparation supports, and TasksSubmitted if a cluster has not finished.
+        the built-in preparation supports, and for a number of tasks other than that of an
+        interrupted call. Raises TasksSubmitted if a cluster has not finished.
         """
         check_supported(request.data)
         n_parts = len(documents.list_shards(request.source))
         n_tasks = min(self.n_tasks or n_parts, n_parts)
         request.folder.mkdir(parents=True, exist_ok=True)
+        _check_same_tasks(request, n_tasks)
         last_stage = self._build_stages(request, n_tasks)
         last_stage.run()
         paths = [pipeline_steps.record_path(request.folder, rank) for rank in range(n_tasks)]
@@ -168,6 +175,23 @@ def check_supported(data: schema.Data) -> None:
         raise ValueError(
             f"data.decontaminate_ngram={data.decontaminate_ngram} needs --engine=builtin: set it"
             " to 0"
+        )
+
+
+def _check_same_tasks(request: EncodingRequest, n_tasks: int) -> None:
+    """Store the number of tasks of a source, or compare it with that of an interrupted call.
+
+    The number defines the files of each task. Raises ValueError for another number.
+    """
+    path = request.folder / "tasks.json"
+    if not path.exists():
+        json_files.write_record(path, {"n_tasks": n_tasks})
+        return
+    n_stored = json_files.read_record(path)["n_tasks"]
+    if n_stored != n_tasks:
+        raise ValueError(
+            f"--num_tasks: {request.source} has {n_tasks} tasks, but {request.folder} contains"
+            f" files of {n_stored} tasks: use --num_tasks={n_stored}, or delete the folder"
         )
 
 

@@ -47,8 +47,10 @@ class RangeCache:
                 self._next = 0
             self._evict(self._next, self._next + len(content))
             try:
-                os.pwrite(self._file.fileno(), content, self._next)
-            except OSError:  # a full disk: the range is read from its source again
+                n_written = os.pwrite(self._file.fileno(), content, self._next)
+            except OSError:
+                n_written = 0
+            if n_written < len(content):  # a full disk: the range is read from its source again
                 return
             self._offsets[key] = self._next
             self._next += len(content)

@@ -32,7 +32,8 @@ _VERSION_NAMES = (
     *("etag", "ETag", "generation", "blob_id", "md5Hash", "crc32c"),
     *("LastModified", "mtime", "updated", "created"),
 )
-_FORBIDDEN = re.compile(r"\b(401|403|forbidden|access ?denied|unauthorized|gated)\b", re.IGNORECASE)
+_FORBIDDEN_STATUS = (401, 403)  # of HTTP
+_FORBIDDEN = re.compile(r"\b(forbidden|access ?denied|unauthorized|gated)\b", re.IGNORECASE)
 Result = typing.TypeVar("Result")
 
 
@@ -258,13 +259,42 @@ def _as_os_error(error: Exception, address: str) -> OSError:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "there is no such object", address)
-    if isinstance(error, PermissionError) or _FORBIDDEN.search(reason):
+    if isinstance(error, PermissionError) or _is_forbidden(error, reason, address):
         return PermissionError(errno.EACCES, "permission denied: sign in, or grant access", address)
     if isinstance(error, IsADirectoryError):
         return IsADirectoryError(errno.EISDIR, "is a folder", address)
     if isinstance(error, OSError) and error.errno == errno.EIO and error.strerror:
         return OSError(errno.EIO, error.strerror, address)
     return OSError(errno.EIO, reason[:300], address)
+
+
+def _is_forbidden(error: Exception, reason: str, address: str) -> bool:
+    """Return True if a request was refused for lack of permission.
+
+    The status of HTTP decides. Without a status, the text of the error decides, without addresses
+    and the parts of the address, which may contain any word.
+    """
+    if status := _http_status(error):
+        return status in _FORBIDDEN_STATUS
+    for part in (address, address.partition("://")[2], *address.split("/")):
+        if _FORBIDDEN.search(part):
+            reason = reason.replace(part, " ")
+    reason = re.sub(r"\S*(?:/|%2F)\S*", " ", reason)
+    return bool(_FORBIDDEN.search(reason))
+
+
+def _http_status(error: Exception) -> int:
+    """Return the status of HTTP in an error of aiohttp, gcsfs, requests or botocore, 0 if none."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    values = (
+        getattr(error, "status", None),
+        getattr(error, "code", None),
+        getattr(response, "status_code", None),
+        metadata.get("HTTPStatusCode"),
+    )
+    texts = [str(value) for value in values if not isinstance(value, bool)]
+    return next((int(text) for text in texts if re.fullmatch(r"[1-5]\d\d", text)), 0)
 
 
 def _walk_key(path: RemotePath) -> list[tuple[bool, str]]:

@@ -5,7 +5,8 @@
     results["harness:arc_easy"]["acc_norm"]         # {"value": 0.41, "se": 0.05}
 
 The metrics are those of the harness. "acc" is named accuracy, as in the tasks of this project. A
-metric of a filter that is not "none" has the name METRIC_FILTER.
+metric of a filter that is not "none" has the name METRIC_FILTER. The metric chance is the accuracy
+of a random choice, the mean of 1 / number of choices, and 0 for a task without choices.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,9 +103,9 @@ def _load_problem(options: HarnessOptions, manager: Any) -> str:
 def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[str, dict]]:
     """Return the metrics of each task and group: {name: {metric: {"value", "se"}}}.
 
-    adapter: see lm_eval_harness.make_adapter. A task has the metrics n and n_truncated, a group the
-    metric n_paradigms, the number of its tasks. n_truncated counts the requests of all tasks whose
-    context was truncated.
+    adapter: see lm_eval_harness.make_adapter. A task has the metrics n, chance and n_truncated, the
+    number of its requests whose context was truncated. A group has the metric n_paradigms, the
+    number of its members, and their mean chance, weighted by their examples.
     """
     harness: Any = importlib.import_module("lm_eval")
     options = tasks.options
@@ -120,17 +122,42 @@ def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[
         )
     assert output is not None  # the harness returns None in other processes than the first
     results = {}
+    sizes = {name: counts["effective"] for name, counts in output.get("n-samples", {}).items()}
+    groups = output.get("group_subtasks", {})
+    chances = {name: _random_accuracy(adapter.counts.choices.get(name, {})) for name in sizes}
     for name, columns in output["results"].items():
         metrics = _convert_metrics(columns)
-        counts = output.get("n-samples", {}).get(name)
-        if counts:
-            metrics["n"] = {"value": counts["effective"]}
-            metrics["n_truncated"] = {"value": adapter.n_truncated}
-        elif members := output.get("group_subtasks", {}).get(name):
+        if name in sizes:
+            metrics["n"] = {"value": sizes[name]}
+            metrics["n_truncated"] = {"value": adapter.counts.n_truncated[name]}
+            metrics["chance"] = {"value": chances[name]}
+        elif members := groups.get(name):
             metrics["n_paradigms"] = {"value": len(members)}
+            measured = [task for task in _tasks_of_group(name, groups) if task in sizes]
+            total = sum(sizes[task] * chances[task] for task in measured)
+            metrics["chance"] = {"value": total / max(sum(sizes[task] for task in measured), 1)}
         if metrics:
             results[PREFIX + name] = metrics
     return results
+
+
+def _random_accuracy(examples: Mapping[int, Mapping[int, bool]]) -> float:
+    """Return the mean of 1 / number of choices, 0 if the examples have no choices.
+
+    examples: True for each answer with an empty prompt, by index, of each example. Such answers
+    beside others belong to metrics of mutual information, and are not counted as choices.
+    """
+    n_choices = [
+        len(is_empty) - sum(is_empty.values()) or len(is_empty) for is_empty in examples.values()
+    ]
+    return sum(1 / n for n in n_choices if n > 1) / max(len(n_choices), 1)
+
+
+def _tasks_of_group(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the tasks of a group and of the groups in it."""
+    if not groups.get(name):
+        return [name]
+    return [task for member in groups[name] for task in _tasks_of_group(member, groups)]
 
 
 def _convert_metrics(columns: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -96,6 +96,40 @@ def decide_next(
     return LadderState(decision, "", spent, error, value)
 
 
+def check_time(
+    ladder: ladder_cells.DesignedLadder,
+    goal: ladder_cells.LadderGoal,
+    decisions: Sequence[ladder_record.LadderDecision],
+    rows: Mapping[str, dict],
+    estimates: np.ndarray,
+    interrupted: ladder_record.LadderDecision,
+) -> LadderState | None:
+    """Return the reason to stop before an interrupted run continues, None if its time suffices.
+
+    interrupted: decision of the run, one of `decisions`. The other arguments are those of
+    `decide_next`. The earlier wall time of the run is part of the time of the runs.
+    """
+    labels = [cell.label for cell in ladder.cells]
+    finished = [d for d in decisions if d.run in rows and rows[d.run].get("status") == "done"]
+    measured = {d.run: wall_seconds(rows[d.run]) for d in finished}
+    run_seconds = wall_seconds(rows.get(interrupted.run, {}))
+    spent = sum(measured[d.run] for d in finished if not d.is_earlier) + run_seconds
+    seconds = _calibrate(labels, finished, measured, estimates)[labels.index(interrupted.cell)]
+    missing = max(float(seconds) - run_seconds, 0.0)
+    if spent + missing <= goal.budget_seconds:
+        return None
+    law_fit, error, problem = _fit_law(ladder, [rows[d.run] for d in finished])
+    value = float("nan")
+    if law_fit is not None and not problem:
+        value = float(law_fit.predict(*ladder.target.values()).value)
+    left = max(goal.budget_seconds - spent, 0.0)
+    reason = (
+        f"{left:.0f} s of the time are left, too few for the interrupted run {interrupted.run},"
+        f" which needs about {missing:.3g} s more: allow more time"
+    )
+    return LadderState(None, reason, spent, error, value)
+
+
 def _calibrate(
     labels: Sequence[str],
     finished: Sequence[ladder_record.LadderDecision],

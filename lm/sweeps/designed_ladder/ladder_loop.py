@@ -29,19 +29,26 @@ def train_ladder(
 
     train: trains a run; its second argument is all runs of the ladder so far. estimates: seconds of
     a run of each cell by the cost model, [m]. report: called with each new decision. Finished runs
-    of the sweep file count as earlier decisions. Raises ValueError if a run fails, and
-    lock.RunLocked if another process trains the ladder.
+    of the sweep file count as earlier decisions. An interrupted run continues if the time of the
+    goal suffices. Raises ValueError if a run fails, and lock.RunLocked if another process trains
+    the ladder.
     """
     with lock.RunLock(folder):
         decisions = _load_decisions(ladder, folder)
         while True:
-            runs = [ladder.cell(d.cell).run(d.seed) for d in decisions]
-            for run in runs:
-                if not records.is_finished(run):  # an interrupted run continues
-                    train(run, runs)
-                    _check_ended(run)
-            rows = _load_rows(folder)
-            state = ladder_decision.decide_next(ladder, goal, decisions, rows, estimates)
+            state = None
+            for decision in _unfinished(ladder, decisions):
+                arguments = ladder, goal, decisions, _load_rows(folder), estimates
+                state = ladder_decision.check_time(*arguments, decision)
+                if state is not None:
+                    break
+                runs = [ladder.cell(d.cell).run(d.seed) for d in decisions]
+                run = ladder.cell(decision.cell).run(decision.seed)
+                train(run, runs)
+                _check_ended(run)
+            if state is None:
+                arguments = ladder, goal, decisions, _load_rows(folder), estimates
+                state = ladder_decision.decide_next(*arguments)
             if state.decision is None:
                 ladder_record.write_decisions(
                     folder, decisions, dataclasses.asdict(goal), _describe(state)
@@ -50,6 +57,13 @@ def train_ladder(
             report(state.decision)
             decisions.append(state.decision)
             ladder_record.write_decisions(folder, decisions, dataclasses.asdict(goal))
+
+
+def _unfinished(
+    ladder: ladder_cells.DesignedLadder, decisions: list[ladder_record.LadderDecision]
+) -> list[ladder_record.LadderDecision]:
+    """Return the decisions whose run has not finished: the new one and interrupted ones."""
+    return [d for d in decisions if not records.is_finished(ladder.cell(d.cell).run(d.seed))]
 
 
 def _load_decisions(

@@ -24,6 +24,7 @@ from lm.evaluation.baselines import task_baselines
 from lm.model.hf import load
 from lm.parallel import mesh
 from lm.runs import records
+from lm.runs.items import task_items
 from lm.training import step
 from lm.training.published import model_folders, model_weights
 
@@ -55,7 +56,7 @@ def make_run(model: model_folders.PublishedModel, settings: schema.Run, folder: 
         )
     run = dataclasses.replace(
         settings,
-        name=f"{folder.absolute().name}/{model.name}",
+        name=f"{folder.name}/{model.name}",
         dir=str(folder.parent),
         steps=1,
         model=model.shape,
@@ -119,12 +120,14 @@ def evaluate_model(
         score = _with_start_token(functions.score, tokenizer.start)
         row = heldout.evaluate_heldout(*model_on_mesh, score, weights, text, writer)
         task_list = task_baselines.add_baselines(evaluation.task_list, tokenizer, None)
+        details = task_eval.TaskDetails()
         results = task_eval.evaluate_tasks(
-            *model_on_mesh, functions.score, weights, tokenizer, task_list
+            *model_on_mesh, functions.score, weights, tokenizer, task_list, details
         )
         row |= task_eval.to_columns(results)
         if evaluation.benchmark is not None:
             row |= evaluation.benchmark(*model_on_mesh, weights, tokenizer)
+    task_items.extend_items(records.run_dir(run), details.items)
     writer.append("evals.jsonl", {"attempt": attempt, "step": 1} | row)
     writer.write_facts(status="done", ends_at=1)
     return row

@@ -1,11 +1,14 @@
 """Datatrove gives the corpus of the built-in preparation. Its tests need the extra datatrove."""
 
+import json
 import os
 import stat
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import commands
 from fixtures.text_corpora import assert_equal_corpora, data_config, read_split, write_documents
 
 from lm.data import corpus, tokenizers
@@ -161,3 +164,46 @@ def test_damaged_records_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="is damaged: delete"):
         list(task_records.read_records(path))
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> list[str]:
+    """Replace datatrove by a cluster that never runs its tasks. Return the submitted sources."""
+    submitted: list[str] = []
+
+    def build_stages(self, request, n_tasks):
+        return types.SimpleNamespace(run=lambda: submitted.append(request.source))
+
+    monkeypatch.setattr(datatrove_engine.DatatroveEngine, "_build_stages", build_stages)
+    return submitted
+
+
+def test_number_of_tasks_of_an_interrupted_call_is_required(tmp_path, cluster):
+    data = data_config(tmp_path, write_files(tmp_path))
+    for _ in range(2):
+        with pytest.raises(datatrove_engine.TasksSubmitted, match="3 of 3 tasks"):
+            corpus.prepare_corpus(data, engine=ENGINE)
+    with pytest.raises(ValueError, match="has 4 tasks, but .* files of 3 tasks: use --num_tasks=3"):
+        corpus.prepare_corpus(data, engine=datatrove_engine.DatatroveEngine())
+    assert len(cluster) == 2
+
+
+def test_tasks_of_all_sources_are_submitted(tmp_path, cluster):
+    sources = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sources.append(write_files(tmp_path / name))
+    (tmp_path / "base.py").write_text("from configs.base import get_config\n")
+    result = commands.run_command(
+        tmp_path,
+        "prepare",
+        "--config=base.py:100K",
+        "--config.data.tokenizer=bytes",
+        "--engine=datatrove",
+        f"--sources={json.dumps(dict.fromkeys(sources, 1))}",
+        "--executor=slurm",
+    )
+    assert result.returncode == 0, result.stderr
+    assert cluster == sources
+    for source in sources:
+        assert f"{source}: 4 of 4 tasks are not complete" in result.stdout

@@ -32,3 +32,13 @@ def test_full_disk_only_costs_the_cached_range(tmp_path, monkeypatch):
     monkeypatch.setattr(range_cache.os, "pwrite", fail)
     cache.put(("a", 0, 3), b"abc")
     assert cache.get(("a", 0, 3)) is None
+
+
+def test_incomplete_write_is_not_a_cached_range(tmp_path, monkeypatch):
+    pwrite = range_cache.os.pwrite
+    cache = range_cache.RangeCache(tmp_path, n_bytes=100)
+    monkeypatch.setattr(
+        range_cache.os, "pwrite", lambda file, content, offset: pwrite(file, content[:2], offset)
+    )
+    cache.put(("a", 0, 3), b"abc")
+    assert ("a", 0, 3) not in cache and cache.get(("a", 0, 3)) is None

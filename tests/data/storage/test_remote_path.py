@@ -1,6 +1,7 @@
 """Objects are listed and read like local files, and errors of libraries are one line."""
 
 import errno
+import types
 
 import fsspec
 import pytest
@@ -72,3 +73,34 @@ def test_errors_of_storage_are_one_line(traffic, monkeypatch):
         remote_path.RemotePath("ftp://a/b")
     with pytest.raises(ValueError, match="s3:// needs a package that is not installed: .*extra s3"):
         remote_path.RemotePath("s3://a/b")
+
+
+class HttpError(Exception):
+    """Error of a library with the status of HTTP."""
+
+    def __init__(self, text: str, **attributes):
+        super().__init__(text)
+        self.__dict__ |= attributes
+
+
+def test_only_refused_requests_are_errors_of_permission():
+    timeout = types.SimpleNamespace(status_code=504)
+    denied = {"ResponseMetadata": {"HTTPStatusCode": 403}}
+    cases = [
+        (OSError("expected 403 bytes, got 401"), "gs://b/a.bin", False),
+        (OSError("timeout of gs://b/run-403/a.bin"), "gs://b/run-403/a.bin", False),
+        (OSError("timeout of b/gated/a.bin"), "s3://b/gated/a.bin", False),
+        (OSError("https://host/o/gated%2Fa.bin is slow"), "gs://b/gated/a.bin", False),
+        (OSError("no answer: forbidden.bin"), "gs://b/forbidden.bin", False),
+        (HttpError("access denied?", status=503), "gs://b/a.bin", False),
+        (HttpError("unauthorized host", response=timeout), "hf://b/a.bin", False),
+        (HttpError("sign in", status=401), "gs://b/a.bin", True),
+        (HttpError("sign in", code="403"), "gs://b/a.bin", True),
+        (HttpError("no", response=denied), "s3://b/a.bin", True),
+        (HttpError("Access Denied", code="AccessDenied"), "s3://b/a.bin", True),
+        (OSError("Forbidden: b/gated/a.bin"), "gs://b/gated/a.bin", True),
+        (PermissionError("b/a.bin"), "s3://b/a.bin", True),
+    ]
+    for error, address, is_forbidden in cases:
+        result = remote_path._as_os_error(error, address)
+        assert isinstance(result, PermissionError) == is_forbidden, error

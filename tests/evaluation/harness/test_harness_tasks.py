@@ -57,6 +57,8 @@ def test_results_of_the_harness_are_in_the_records_of_the_run(task_folder, finis
     metrics = task_results.task_results(row)["harness:counting"]
     assert metrics["n"]["value"] == 4 and metrics["accuracy"]["se"] > 0
     assert {"acc_norm", "n_truncated"} < metrics.keys()
+    assert metrics["chance"]["value"] == 0.5
+    assert task_results.task_value(row, "harness:numbers", "chance") == 0.5
     assert row["eval.loss"] > 0  # the other results of the step remain
     assert task_results.paradigm_means([row]) == ["harness:numbers"]
     assert "harness:counting" in result.stdout and "acc_norm" in result.stdout
@@ -89,6 +91,17 @@ def test_unknown_tasks_and_missing_data_are_refused_in_one_line(task_folder, mon
     options = harness_tasks.HarnessOptions(("a",), include_path="/no/tasks")
     with pytest.raises(ValueError, match="--include_path=/no/tasks does not exist"):
         harness_tasks.load_harness_tasks(options)
+
+
+def test_random_accuracy_is_the_mean_over_examples():
+    four, two = dict.fromkeys(range(4), False), {0: True, 1: True}
+    with_mutual_information = {0: False, 1: False, 2: True, 3: True}
+    assert harness_tasks._random_accuracy({0: four, 1: two}) == (0.25 + 0.5) / 2
+    assert harness_tasks._random_accuracy({0: with_mutual_information}) == 0.5
+    assert harness_tasks._random_accuracy({0: {0: False}}) == 0  # a text without choices
+    assert harness_tasks._random_accuracy({}) == 0
+    groups = {"all": ["some", "c"], "some": ["a", "b"]}
+    assert harness_tasks._tasks_of_group("all", groups) == ["a", "b", "c"]
 
 
 def test_metrics_have_the_names_and_errors_of_this_project():

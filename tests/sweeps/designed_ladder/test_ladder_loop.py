@@ -12,7 +12,7 @@ SIZES = ("10K", "25K", "60K", "100K")
 
 
 def make_ladder(folder, max_error=0.1, seconds=1e6):
-    """Return a ladder up to 1.5M for the target 4M, its goal and the seconds of its cells."""
+    """Return a ladder up to 1.5M for the target 2.5M, its goal and the seconds of its cells."""
     runs = []
     for size in SIZES:
         run = base.get_config(size)
@@ -114,3 +114,14 @@ def test_failed_run_stops_the_ladder_and_diverged_cells_are_left_out(tmp_path):
 
     assert train(tmp_path / "other", train_run).is_reached
     assert sum("/25K" in name for name in trainer.names) == 1
+
+
+def test_interrupted_run_continues_only_within_the_time(tmp_path):
+    first, second = Trainer(fail_at=4), Trainer()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, first)
+    state = train(tmp_path, second, seconds=1.0)
+    assert not second.names and not state.is_reached and state.spent_seconds > 0
+    assert f"too few for the interrupted run {first.names[-1]}, which needs" in state.reason
+    assert ladder_record.read_result(tmp_path / "s")["reason"] == state.reason
+    assert train(tmp_path, second).is_reached and second.names[0] == first.names[-1]
