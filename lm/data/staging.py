@@ -22,6 +22,7 @@ own rows, see prepared/remote_segment.py. If data.cache_dir is a local folder, n
 
 import collections
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -345,8 +346,10 @@ def content_key(*facts) -> str:
 
 
 def unwritable_cache(data: schema.Data, error: Exception) -> ValueError:
-    """Return the error that data.cache_dir cannot be written."""
+    """Return the error that data.cache_dir cannot be written, or that an object is damaged."""
     reason = getattr(error, "strerror", None) or error
+    if isinstance(error, OSError) and error.errno == errno.EIO and error.filename:
+        return ValueError(f"{error.filename}: {reason}. Repeat the command, or prepare it again")
     return ValueError(
         f"data.cache_dir={data.cache_dir!r} cannot be written ({reason}): free disk space, or"
         " set another folder"
