@@ -120,8 +120,8 @@ def _parse_tokens(text: str, model_names: list[str]) -> dict[str, int]:
         if name not in model_names:
             known = ", ".join(model_names)
             raise ValueError(f"{flag}: {name} is no model of --models, which are {known}")
-        is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        if not is_number or not 1 <= number < MAX_TOKENS:
+        is_boolean = isinstance(number, bool)
+        if not isinstance(number, int | float) or is_boolean or not 1 <= number < MAX_TOKENS:
             raise ValueError(
                 f"{flag}: {name} has {number!r}: write a number of tokens from 1 to below"
                 f" {MAX_TOKENS:g}"

@@ -7,6 +7,7 @@ Runs of earlier versions have only the accuracy and its standard error. Their te
 examples of both recipes as independent, so it finds fewer differences.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -144,7 +145,7 @@ def _compare_accuracies(
         return None
     first, second = (float(np.mean([r["value"] for r in side])) for side in sides)
     # Seeds are evaluated on the same examples, so they do not reduce the error of examples.
-    spread = float(np.hypot(*(np.mean([r["se"] for r in side]) for side in sides)))
+    spread = math.hypot(*(float(np.mean([r["se"] for r in side])) for side in sides))
     difference = second - first
     z = abs(difference) / spread if spread else (np.inf if difference else 0.0)
     half_width = float(stats.norm.ppf(1 - error / 2)) * spread

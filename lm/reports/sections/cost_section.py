@@ -55,7 +55,7 @@ def time_ratio(sweep: summary.SweepSummary) -> tuple[float, int]:
     """Return actual over planned time of the finished runs, and their number; 0.0 if unknown."""
     actual = {row["name"]: row.get("seconds") for row in sweep.rows if row["status"] == "done"}
     pairs = [
-        (plan["seconds"], actual[plan["name"]])
+        (float(plan["seconds"]), float(actual[plan["name"]] or 0.0))
         for plan in sweep.plan
         if records.is_finite(plan.get("seconds")) and records.is_finite(actual.get(plan["name"]))
     ]

@@ -1,6 +1,6 @@
 """First section of the report: models, text, recipe and hardware of a sweep, in three lines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -117,7 +117,7 @@ def _join(rows: Sequence[dict], key: str) -> str:
     return " or ".join(sorted({str(row[key]) for row in rows if row.get(key)}))
 
 
-def _range(values: Sequence[float], format_value=str) -> str:
+def _range(values: Sequence[float], format_value: Callable[[float], str] = str) -> str:
     """Return "SMALLEST to LARGEST", the only value, or "unknown" for no values."""
     if not values:
         return "unknown"

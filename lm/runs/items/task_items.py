@@ -116,7 +116,7 @@ def read_items(path: Path) -> dict[str, TaskItems]:
             points = np.unpackbits(bits, count=n).astype(float)
         else:
             points = arrays[f"points_{i}"].astype(float)
-        documents = arrays.get(f"documents_{i}", np.arange(n)).astype(np.int64)
+        documents = np.asarray(arrays.get(f"documents_{i}", np.arange(n)), np.int64)
         groups = arrays.get(f"groups_{i}", np.zeros(n)).astype(np.int64)
         names = arrays.get(f"group_names_{i}", np.array([""])).tolist()
         if not len(points) == len(documents) == len(groups) == n or groups.max(initial=0) >= len(

@@ -79,7 +79,10 @@ class DesignedLadder:
 
     def points(self, cells: Sequence[LadderCell]) -> list[list[float]]:
         """Return the inputs of the law at cells, [inputs, m]."""
-        values = {"N": [cell.n_params for cell in cells], "D": [cell.n_tokens for cell in cells]}
+        values = {
+            "N": [float(cell.n_params) for cell in cells],
+            "D": [float(cell.n_tokens) for cell in cells],
+        }
         return [values[letter] for letter in self.target]
 
     def fit_law(self, rows: Sequence[dict]) -> fit.Fit:

@@ -152,7 +152,8 @@ def _paradigm_table(abilities: Mapping, results: Mapping) -> Markup:
                 "above baseline": _outcome_text(outcome),
             }
         )
-    formats = dict.fromkeys(("two-step", "direct", "previous size"), "{:.0%}".format)
+    formats: dict[str, html.Format] = {}
+    formats |= dict.fromkeys(("two-step", "direct", "previous size"), "{:.0%}".format)
     return html.html_table(lines, formats, is_sortable=True) if lines else Markup()
 
 
