@@ -14,6 +14,8 @@ import subprocess
 import sys
 import typing
 
+import pytest
+
 from lm.config import schema, validation
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -158,3 +160,11 @@ def test_sweep_example_yields_valid_runs():
     runs = [validation.validate_run(run) for run in namespace["get_sweep"]()]
     assert len({run.name for run in runs}) == len(runs) > 4
     assert [run.is_prediction_target for run in runs] == [False] * (len(runs) - 1) + [True]
+
+
+@pytest.mark.parametrize("folder", ["experiments/benchmarks", "configs/sweeps"])
+def test_every_benchmark_and_sweep_is_in_a_table(folder):
+    top, name = folder.split("/")
+    page = (ROOT / top / "README.md").read_text(encoding="utf-8")
+    files = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+    assert files and [file for file in files if f"({name}/{file})" not in page] == []
