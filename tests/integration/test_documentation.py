@@ -108,6 +108,7 @@ def small_folder(tmp_path, monkeypatch) -> pathlib.Path:
         del sys.modules[name]
 
 
+@pytest.mark.timeout(1200)
 def test_examples_of_readme_run_in_order(small_folder):
     laws = []
     for example in documentation.page_examples(documentation.README):
