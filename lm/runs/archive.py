@@ -39,8 +39,8 @@ DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged 
 # fits is used. The last ones also have no line breaks in JSON files.
 LEVELS = ((128, True), (64, True), (32, True), (16, True), (16, False), (4, False), (0, False))
 DIGITS = 7
-# A path outside the repository: it begins with /, ~/, ../ or gs://.
-OUTSIDE = re.compile(r"""(?<![\w.*~/])(?:gs:/|~|\.\.(?:/\.\.)*)?(?:/[^\s/:;,?&"'()]+)+/?""")
+# A path outside the repository: it begins with /, ~/, ../ or gs://. The part of a task follows #.
+OUTSIDE = re.compile(r"""(?<![\w.*~/])(?:gs:/|~|\.\.(?:/\.\.)*)?(?:/[^\s/:;,?&#"'()]+)+/?""")
 HOME_DIR = re.compile(r"^(?:~|/root|/(?:home|Users)/[^/]+)(?=/|$)")
 
 

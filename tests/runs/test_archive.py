@@ -243,3 +243,11 @@ def test_archive_has_the_notes_about_damaged_lines(tmp_path):
     ]
     assert len(notes[0]) == len(notes[1]) == 3
     assert all(": line 1 is damaged" in note for note in (*notes[0], *notes[1]))
+
+
+def test_part_of_a_task_is_not_shortened():
+    task = "task.pair:../shared/tasks/blimp#island_effects/wh_island.accuracy"
+    (path,) = archive._outside_paths({task: 0.5})
+    assert archive._replace_paths({task: 0.5}, archive._short_names({path})) == {
+        "task.pair:blimp#island_effects/wh_island.accuracy": 0.5
+    }
