@@ -40,13 +40,8 @@ def load_document_sums(row: Mapping) -> dict[str, SourceSums]:
     sums of the last evaluation. Otherwise it gives a warning, as a damaged file does.
     """
     path = filesystem.open_path(Path(str(row.get("dir", "")))) / FILE
-    if not row.get("dir") or not path.exists():
-        return {}
-    try:
-        sums = _read_sums(path)
-    except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
-        kind = type(error).__name__
-        warnings.warn(f"{path} is damaged and not used ({kind}): delete it", stacklevel=2)
+    sums = array_files.read_undamaged(path, _read_sums) if row.get("dir") else None
+    if sums is None:
         return {}
     loss = sum(s.share * s.nats.sum() / s.targets.sum() for s in sums.values())
     if abs(loss - row.get(records.LOSS, np.inf)) <= TOLERANCE * loss:

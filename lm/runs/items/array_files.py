@@ -2,12 +2,14 @@
 
 import io
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")  # content of a file
 MAX_BYTES = 1 << 28  # of the decompressed arrays of a file
 
 
@@ -16,6 +18,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         _check_sizes(file, path)
         return {name: file[name] for name in file}
+
+
+def read_undamaged(path: Path, read: Callable[[Path], T]) -> T | None:
+    """Return read(path), or None if there is no file. A damaged file gives None and a warning."""
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
+        kind = type(error).__name__
+        warnings.warn(f"{path} is damaged and not used ({kind}): delete it", stacklevel=3)
+        return None
 
 
 def encode_arrays(arrays: Mapping[str, Any]) -> bytes:

@@ -135,13 +135,8 @@ def load_items(row: Mapping) -> dict[str, TaskItems]:
     warning.
     """
     path = filesystem.open_path(Path(str(row.get("dir", "")))) / FILE
-    if not row.get("dir") or not path.exists():
-        return {}
-    try:
-        items = read_items(path)
-    except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
-        kind = type(error).__name__
-        warnings.warn(f"{path} is damaged and not used ({kind}): delete it", stacklevel=2)
+    items = array_files.read_undamaged(path, read_items) if row.get("dir") else None
+    if items is None:
         return {}
     items |= {part.task: part for item in items.values() for part in _parts(item)}
     return {
