@@ -5,8 +5,8 @@ uv run python -m experiments.evaluate --run=runs/quickstart/600K --sources='{"te
 uv run python -m experiments.evaluate --run=runs/quickstart/600K \\
     --tasks="copy?length=4 file:notebooks/data/examples/capitals"
 uv run python -m experiments.evaluate --run=runs/quickstart/600K --harness=lambada_openai,arc_easy
-uv run python -m experiments.evaluate --models=pythia-70m,pythia-160m --dir=runs/pythia \\
-    --sources='{"text:my/text": 1}' --trained_tokens=3e11
+uv run python -m experiments.evaluate --models=out/600K --dir=runs/published \\
+    --sources='{"text:lm": 1}' --trained_tokens=1e6
 
 The text is encoded by the tokenizer in the run directory. Up to --n_sequences rows are evaluated
 per source: of all its documents, or of its held-out part if the run was trained on it. Tasks are

@@ -1,7 +1,7 @@
 """Write the report of a sweep, archive its records, or verify its prediction or a figure.
 
     uv run python -m experiments.report --dir=runs/quickstart
-    uv run python -m experiments.report --dir=runs/quickstart --dir=runs/branches   # side by side
+    uv run python -m experiments.report --dir=runs/quickstart --dir=runs/my_sweep   # side by side
     uv run python -m experiments.report --dir=runs/quickstart --watch      # until all runs ended
     uv run python -m experiments.report --dir=runs/quickstart \\
         --verify=runs/quickstart/figures/loss.png
