@@ -132,11 +132,12 @@ def decide(folders: list[str], budget_seconds: float):
             "--decide needs a folder per recipe, without ?FIELD=VALUE: train them as two sweeps"
         )
 
-    def train_pairs(size: str, n_pairs: int) -> None:
-        console.print_line(f"training {n_pairs} more pairs of runs at {size}")
-        seeds = recipe_ladders.next_seeds(folders, size, n_pairs)
-        for folder in folders:
-            location = recipe_ladders.seeds_location(folder, {size: seeds})
+    def train_pairs(size, n_pairs: int) -> None:
+        console.print_line(f"training {n_pairs} more pairs of runs at {size.name}")
+        seeds = recipe_ladders.next_seeds(size, n_pairs)
+        for folder, tuned in zip(folders, size.tuned, strict=True):
+            label = tuned["name"].rpartition("/")[2]
+            location = recipe_ladders.seeds_location(folder, {label: seeds})
             check_trained(location, recipe_ladders.train_sweep(location))
 
     report, reason = recipe_ladders.decide(

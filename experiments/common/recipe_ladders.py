@@ -14,7 +14,6 @@ from pathlib import Path
 
 from experiments.common import config_files
 from lm.config import schema
-from lm.laws import run_table
 from lm.laws.recipe_comparison import paired_runs
 from lm.reports.recipes import recipe_report
 from lm.runs import filesystem, records
@@ -32,12 +31,12 @@ def get_sweep(argument: str = "") -> Iterator[schema.Run]:
     elif kind == SEEDS and len(parts) >= 1 and rest:
         seeds = dict(part.split("=") for part in parts[1:])
         yield from add_seeds(
-            parts[0], {size: [int(n) for n in text.split("-")] for size, text in seeds.items()}
+            parts[0], {name: [int(n) for n in text.split("-")] for name, text in seeds.items()}
         )
     else:
         raise ValueError(
             f"{argument!r} is no ladder: pass {LADDER}+FILE+SIZE-SIZE+N_SEEDS or"
-            f" {SEEDS}+FOLDER+SIZE=SEED-SEED"
+            f" {SEEDS}+FOLDER+RUN=SEED-SEED"
         )
 
 
@@ -51,12 +50,12 @@ def ladder_location(config_file: str, sizes: Sequence[str], n_seeds: int) -> str
 
 
 def seeds_location(folder: str, seeds: Mapping[str, Sequence[int]]) -> str:
-    """Return the location of a sweep with its runs and further seeds of some sizes.
+    """Return the location of a sweep with its runs and further seeds of some runs.
 
-    Raises ValueError for a path with a + sign.
+    seeds: see `add_seeds`. Raises ValueError for a path with a + sign.
     """
     _check_path(folder)
-    parts = (f"+{size}={'-'.join(map(str, numbers))}" for size, numbers in sorted(seeds.items()))
+    parts = (f"+{name}={'-'.join(map(str, numbers))}" for name, numbers in sorted(seeds.items()))
     return f"{__file__}:{SEEDS}+{folder}{''.join(parts)}"
 
 
@@ -82,56 +81,48 @@ def build_ladder(config_file: str, sizes: Sequence[str], n_seeds: int) -> Iterat
 
 
 def add_seeds(folder: str, seeds: Mapping[str, Sequence[int]]) -> list[schema.Run]:
-    """Return the runs of a sweep, and copies of its tuned runs with these seeds per size.
+    """Return the runs of a sweep, and copies of some of its runs with these seeds.
 
-    A copy has the settings with the lowest mean loss of its size. Seeds that these settings already
-    have are not repeated. Raises ValueError for a size without a finished run, and for a cooldown
-    branch, whose trunk run has the seed.
+    seeds: {name of a run without its sweep: seeds}. Seeds that its settings already have are not
+    repeated. Raises ValueError for a name without a run, and for a cooldown branch, whose trunk run
+    has the seed.
     """
     rows = records.load_runs(folder)
     runs = [records.read_config(filesystem.open_path(row["dir"])) for row in rows]
-    for size, size_seeds in seeds.items():
-        tuned = tuned_rows(rows, size)
-        if not tuned:
-            raise ValueError(f"{folder} has no finished run of size {size}: train one first")
-        if tuned[0].get("start.run"):
+    for label, run_seeds in seeds.items():
+        source = next((run for run in runs if run.name.endswith(f"/{label}")), None)
+        if source is None:
+            raise ValueError(f"{folder} has no finished run {label}: train it first")
+        if source.start.run:
             raise ValueError(
-                f"{tuned[0]['name']} starts from {tuned[0]['start.run']}: train another seed of"
+                f"{source.name} starts from {source.start.run}: train another seed of"
                 " that run and its branches with a sweep file"
             )
-        source = next(run for run in runs if run.name == tuned[0]["name"])
-        known = {int(row["seed"]) for row in tuned}
-        names = {run.name for run in runs}
-        for seed in sorted({*size_seeds} - known):
-            name = f"{source.name.split('/')[0]}/{size}-seed{seed}"
-            name = f"{name}-tuned" if name in names else name
-            copy = dataclasses.replace(source, name=name, seed=seed)
-            runs.append(dataclasses.replace(copy, is_prediction_target=False))
+        size = paired_runs.size_name({"name": source.name, "seed": source.seed})
+        for seed in sorted(run_seeds):
+            copy = dataclasses.replace(source, seed=seed, is_prediction_target=False)
+            if not any(_has_equal_settings(run, copy) for run in runs):
+                name = f"{source.name.split('/')[0]}/{size}-seed{seed}"
+                name += "-tuned" * any(run.name == name for run in runs)
+                runs.append(dataclasses.replace(copy, name=name))
     return runs
 
 
-def tuned_rows(rows: Sequence[dict], size: str) -> list[dict]:
-    """Return the finished rows of a size that have the settings with the lowest mean loss."""
-    finished = [
-        row
-        for row in rows
-        if paired_runs.size_name(row) == size
-        and row.get("status") == "done"
-        and records.is_finite(row.get(records.LOSS))
-    ]
-    return run_table.select_tuned(finished, [records.TOKENS], records.LOSS)
+def _has_equal_settings(run: schema.Run, other: schema.Run) -> bool:
+    """Return True if the runs differ at most in their names and in being a prediction target."""
+    free = {"name": "", "is_prediction_target": False}
+    return dataclasses.replace(run, **free) == dataclasses.replace(other, **free)
 
 
-def next_seeds(folders: Sequence[str], size: str, n_pairs: int) -> list[int]:
-    """Return the smallest seeds that not all sweeps have at a size, one per further pair."""
-    rows = [tuned_rows(records.load_runs(folder), size) for folder in folders]
-    common = set.intersection(*({int(row["seed"]) for row in part} for part in rows))
-    return list(itertools.islice((s for s in itertools.count() if s not in common), n_pairs))
+def next_seeds(size: paired_runs.Size, n_pairs: int) -> list[int]:
+    """Return the smallest seeds that no pair of a size has, one per further pair."""
+    used = {int(row["seed"]) for pair in size.pairs for row in pair}
+    return list(itertools.islice((s for s in itertools.count() if s not in used), n_pairs))
 
 
 def decide(
     compare: Callable[[], recipe_report.RecipeReport],
-    train_pairs: Callable[[str, int], None],
+    train_pairs: Callable[[paired_runs.Size, int], None],
     budget_seconds: float,
     read_time: Callable[[], float] = time.monotonic,
 ) -> tuple[recipe_report.RecipeReport, str]:
@@ -160,8 +151,9 @@ def decide(
                 f"{max(seconds_left, 0):.0f} s are left, and a pair of runs at {plan.next_size}"
                 f" takes {cost}: repeat the command with a larger --time_budget"
             )
-        n_before = report.comparison.selection.n_pairs
-        train_pairs(plan.next_size, n_pairs)
+        selection = report.comparison.selection
+        n_before = selection.n_pairs
+        train_pairs(next(s for s in selection.sizes if s.name == plan.next_size), n_pairs)
         if compare().comparison.selection.n_pairs == n_before:
             return report, f"the runs at {plan.next_size} have given no further pair"
 

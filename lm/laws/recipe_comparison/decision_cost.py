@@ -133,7 +133,10 @@ def _is_decided(
     average, slope = effects
     spreads = []
     for effect, unit in ((average, covariance[0, 0]), (slope, covariance[1, 1])):
-        critical = anytime_valid_tests.critical_value(error, n_spare, 1 / unit, options.is_anytime)
+        information = multiplier.line_information(comparison.fitted, unit)
+        critical = anytime_valid_tests.critical_value(
+            error, n_spare, information, options.is_anytime
+        )
         spread = (critical + POWER_QUANTILE) * math.sqrt(variance * unit)
         spreads.append((abs(effect.value), spread))
     (average_value, average_spread), (slope_value, slope_spread) = spreads

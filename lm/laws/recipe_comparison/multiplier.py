@@ -58,7 +58,8 @@ class PairedLadder:
 class Effect:
     """Estimate with its standard error, degrees of freedom and information.
 
-    information: noise variance over the squared standard error, see `anytime_valid_tests`.
+    information: noise variance of an average pair over the squared standard error, see
+    `anytime_valid_tests`. For a mean it is the number of pairs.
     """
 
     value: float
@@ -236,7 +237,15 @@ def _line_effect(
     documents = document_variance / float(line.weights[floor].mean())
     variance = (noise + documents) / exponents[floor] ** 2
     error = float(np.sqrt(variance + between + (fitted.exponent_spread * value) ** 2))
-    return Effect(value, error, line.n_spare, 1 / unit)
+    return Effect(value, error, line.n_spare, line_information(fitted, unit))
+
+
+def line_information(fitted: MultiplierFit, unit: float) -> float:
+    """Return the information of a coefficient with the variance `unit` in units of the noise.
+
+    The noise of log L has the weight 1, and an average pair has the mean weight of log(L - E).
+    """
+    return 1 / (unit * float(fitted.difference_line.weights[fitted.best].mean()))
 
 
 def size_effects(fitted: MultiplierFit) -> list[Effect]:

@@ -38,10 +38,11 @@ HELDOUT_COLUMNS = (
 
 
 class Size(NamedTuple):
-    """Pairs of finished runs of one size."""
+    """Pairs of finished runs of one size, and a run of A and of B with the best settings."""
 
     name: str
     pairs: list[tuple[Mapping, Mapping]]
+    tuned: tuple[Mapping, Mapping]
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,16 @@ def pair_runs(rows_a: run_table.Rows, rows_b: run_table.Rows, y: str = "") -> Se
         notes.append("sizes of equal names are compared: their parameters or tokens differ")
     sizes = []
     for name, pair_of_groups in groups:
-        tuned = []
+        selected, tuned = [], []
         for recipe, rows in zip("AB", pair_of_groups, strict=True):
-            selected, text = selection_bias.select_tuned_rows(recipe, name, rows, y)
-            tuned.append(selected)
+            rows, row, text = selection_bias.select_tuned_rows(recipe, name, rows, y)
+            selected.append(rows)
+            tuned.append(row)
             notes += [text] if text else []
         notes += selection_bias.describe_tuning_effort(name, *pair_of_groups)
-        pairs, unpaired = _pair_by_seed(*tuned)
+        pairs, unpaired = _pair_by_seed(*selected)
         notes += [f"{name}: {unpaired}"] if unpaired else []
-        sizes.append(Size(name, pairs))
+        sizes.append(Size(name, pairs, (tuned[0], tuned[1])))
     if all(len(size.pairs) == 1 for size in sizes):
         notes.append(
             "each size has one pair of runs, so the noise of seeds is not measured: it is estimated"
@@ -237,7 +239,7 @@ def _match_sizes(
         for rows in (rows_a, rows_b)
     ]
     texts = [f"{', '.join(part)} in {n}" for part, n in zip(names, "AB", strict=True) if part]
-    named = [(size_name(group[0][0]), group) for group in groups.values()]
+    named = [(_common_name(group), group) for group in groups.values()]
     if len({name for name, _ in named}) < len(named):  # names without the size
         named = [(f"{_number(group[0][0], column):.3g} {column}", group) for _, group in named]
     return column, named, "; ".join(texts)
@@ -290,6 +292,13 @@ def size_name(row: Mapping) -> str:
     parts = name.rpartition("/")[2].split("-")
     others = [part for part in parts[1:] if part not in (f"seed{seed}", seed)]
     return "-".join([*parts[:1], *others]) or f"{_number(row, 'params'):.3g}"
+
+
+def _common_name(group: Sequence[Sequence[Mapping]]) -> str:
+    """Return the parts of the name of a size that all its runs share: 60K of 60K-x1 and 60K-x2."""
+    names = [size_name(row).split("-") for rows in group for row in rows]
+    parts = [part for part in names[0] if all(part in name for name in names)]
+    return "-".join(parts or names[0])
 
 
 def _pair_by_seed(

@@ -13,53 +13,48 @@ from lm.laws import comparability, run_table
 
 def select_tuned_rows(
     recipe: str, size: str, rows: list[Mapping], y: str
-) -> tuple[list[Mapping], str]:
-    """Return rows of the best settings, each selected by other seeds, and a note of a bias."""
+) -> tuple[list[Mapping], Mapping, str]:
+    """Return rows of the best settings, a row of the best settings of all seeds, and a note.
+
+    Each of the first rows has the best settings of the other seeds. The second is the run that
+    further seeds repeat. The note names a bias, or is "". Only seeds with runs of all settings
+    compare settings, because further seeds often have only the best ones.
+    """
     by_settings: dict[tuple, dict[str, list[Mapping]]] = {}
     for row in rows:
         seeds = by_settings.setdefault(comparability.training_settings(row), {})
         seeds.setdefault(comparability.cell_text(row.get("seed")), []).append(row)
     if len(by_settings) == 1:
-        return rows, ""
+        return rows, rows[0], ""
     seeds = {seed for part in by_settings.values() for seed in part}
-    fair = [row for seed in sorted(seeds) for row in _tuned_on_others(by_settings, seed, y)]
+    complete = set.intersection(*(set(part) for part in by_settings.values()))
+    best = _best_settings(by_settings, complete or seeds, y)
+    first_row = next(row for part in best.values() for row in part)
+    fair = [
+        row
+        for seed in sorted(seeds)
+        if complete - {seed}
+        for row in _best_settings(by_settings, complete - {seed}, y).get(seed, [])
+    ]
     if fair:
-        return fair, ""
-    losses = {
-        settings: np.mean(
-            [run_table.to_number(row.get(y)) for rows in part.values() for row in rows]
-        )
-        for settings, part in by_settings.items()
-    }
-    tuned = by_settings[min(losses, key=lambda settings: losses[settings])]
-    selected = [row for part in tuned.values() for row in part]
-    return selected, (
-        f"{recipe}, {size}: all seeds of {comparability.run_name(selected[0], 0)} also selected it"
+        return fair, first_row, ""
+    selected = [row for part in best.values() for row in part]
+    return selected, first_row, (
+        f"{recipe}, {size}: all seeds of {comparability.run_name(first_row, 0)} also selected it"
         f" among {len(by_settings)} settings, so its loss is too low on average: train it with"
         " another seed"
     )
 
 
-def _tuned_on_others(
-    by_settings: Mapping[tuple, Mapping[str, list[Mapping]]], seed: str, y: str
-) -> list[Mapping]:
-    """Return the rows of a seed that have the best settings of the other seeds.
-
-    The list is empty if the other seeds do not have all settings, because the settings that have
-    several seeds may have been selected with this seed.
-    """
+def _best_settings(
+    by_settings: Mapping[tuple, Mapping[str, list[Mapping]]], seeds: set[str], y: str
+) -> Mapping[str, list[Mapping]]:
+    """Return the rows by seed of the settings with the lowest mean loss of some seeds."""
     losses = {}
     for settings, part in by_settings.items():
-        others = [
-            run_table.to_number(row.get(y))
-            for other in part
-            if other != seed
-            for row in part[other]
-        ]
-        if not others:
-            return []
-        losses[settings] = float(np.mean(others))
-    return by_settings[min(losses, key=lambda settings: losses[settings])].get(seed, [])
+        rows = [row for seed in part if seed in seeds for row in part[seed]]
+        losses[settings] = np.mean([run_table.to_number(row.get(y)) for row in rows])
+    return by_settings[min(losses, key=lambda settings: losses[settings])]
 
 
 def describe_tuning_effort(

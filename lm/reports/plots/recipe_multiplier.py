@@ -1,4 +1,6 @@
-"""Figure of two recipes: the compute multiplier against compute, and both ladders."""
+"""Figures of recipes: the compute multiplier against compute, and the ladders of both recipes."""
+
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +32,33 @@ def multiplier_vs_compute(comparison: recipe_verdict.RecipeComparison, theme=sty
         f"n = {n_pairs} pairs of runs at {len(comparison.sizes)} sizes.",
         f"Bars and band: {1 - comparison.options.error:.0%} intervals. Dashed: extrapolation.",
         f"Verdict: {comparison.verdict}.",
+    ]
+    style.add_caption(figure, caption, theme)
+    style.compute_layout(figure)
+    style.freeze_layout(figure)
+    return figure
+
+
+def multipliers_vs_compute(
+    comparisons: Mapping[str, recipe_verdict.RecipeComparison], theme=style.LIGHT
+) -> Figure:
+    """Plot the multiplier of several comparisons, in one panel per title, with a common y axis."""
+    figure, panels = style.new_panels("B against A", len(comparisons), theme, columns=3)
+    figure.set_size_inches(11, 1.0 + 2.6 * -(-len(comparisons) // 3))
+    for axes, (title, comparison) in zip(panels, comparisons.items(), strict=False):
+        _draw_multiplier(axes, comparison, theme)
+        style.panel_title(axes, f"{title}: {comparison.verdict}", theme)
+        axes.set_xlabel(style.axis_label(comparison.cost), size=8.5, color=theme["ink"])
+        axes.set_ylabel("Multiplier m", size=8.5, color=theme["ink"])
+        unit = paired_runs.COSTS[comparison.cost]
+        style.log_x(axes, style.power_of_ten if unit == "FLOPs" else style.format_si)
+    limits = [axes.get_ylim() for axes in panels[: len(comparisons)]]
+    for axes in panels[: len(comparisons)]:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        style.log_y(axes)
+    caption = [
+        "A needs m times the cost to reach the loss of B. Points: sizes.",
+        "Bars and band: intervals. Dashed: extrapolation.",
     ]
     style.add_caption(figure, caption, theme)
     style.compute_layout(figure)

@@ -1,6 +1,7 @@
 """Tests of the verdict about two recipes."""
 
 import json
+import math
 
 import pytest
 from fixtures.recipe_rows import recipe_rows
@@ -67,3 +68,13 @@ def test_invalid_options_are_refused(option):
     name, value = option.split("=")
     with pytest.raises(ValueError, match=f"{option} must be"):
         compare(**{name: float(value) if "." in value else int(value)})
+
+
+def test_large_effect_of_ten_pairs_is_decided_by_the_anytime_valid_test():
+    """The irreducible loss is most of the loss, so a pair has little weight in log(L - E)."""
+    options = recipe_verdict.ComparisonOptions(is_anytime=True, n_draws=100)
+    rows = (recipe_rows(name, log_m, n_sizes=5, n_seeds=2) for name, log_m in (("a", 0), ("b", 1)))
+    comparison = recipe_verdict.compare_recipes(*rows, options)
+    assert comparison.is_different and comparison.better == "B"
+    average = comparison.average["flops"]
+    assert 1 < average.lo < math.e < average.hi < 2 * math.e

@@ -9,6 +9,7 @@ import lm
 from lm.data import heldout_documents
 from lm.laws.recipe_comparison import paired_runs
 from lm.reports.audit import prediction_chain
+from lm.reports.plots import recipe_multiplier
 from lm.reports.recipes import comparison_record, recipe_report
 from lm.runs import json_files, records
 
@@ -47,6 +48,16 @@ def test_record_of_a_comparison_is_verified_and_detects_changes(sweeps, tmp_path
     records.write_facts(tmp_path / "b" / "30K", flops=1.0)
     wrong = [x.text for x in comparison_record.verify_record(folder) if x.status != "verified"]
     assert "30K/facts.json" in wrong[0].replace("\\", "/")
+
+
+def test_panels_of_several_comparisons_have_one_scale():
+    report = lm.compare(recipe_rows("a"), recipe_rows("b", 0.5), n_draws=100)
+    comparisons = {"first": report.comparison, "second": report.comparison}
+    panels = recipe_multiplier.multipliers_vs_compute(comparisons).axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles == [f"{name}: {report.comparison.verdict}" for name in comparisons]
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    assert len(panels[0].lines) == len(panels[1].lines) > 2
 
 
 def test_missing_and_damaged_records_are_refused(tmp_path):
