@@ -145,3 +145,25 @@ def test_unequal_batch_size_warmups_give_a_note():
 def test_single_pairs_per_size_give_a_note():
     rows = [recipe_rows(name, n_seeds=1) for name in "ab"]
     assert "noise of seeds is not measured" in paired_runs.pair_runs(*rows).notes[-1]
+
+
+def test_further_seeds_of_the_best_rate_are_paired():
+    """Sizes have the common part of the names of their runs. Seeds 0 and 1 have both rates."""
+    rows = {}
+    for recipe in ("a", "b"):
+        by_rate = {
+            rate: recipe_rows(recipe, gain, noise=0.001, seed=seed)
+            for seed, (rate, gain) in enumerate({0.01: 0.0, 0.02: 0.5}.items())
+        }
+        rows[recipe] = [
+            row | {"optim.lr": rate, "name": f"{recipe}/{name}-lr{rate:g}-seed{row['seed']}"}
+            for rate, part in by_rate.items()
+            for row in part
+            for name in [row["name"].split("/")[1].partition("-")[0]]
+            if row["seed"] < (3 if rate == 0.02 else 2)
+        ]
+    selection = paired_runs.pair_runs(rows["a"], rows["b"])
+    assert [size.name for size in selection.sizes] == ["10K", "25K", "60K", "150K", "400K", "1M"]
+    assert [len(size.pairs) for size in selection.sizes] == [3] * 6
+    chosen = [row for size in selection.sizes for row in (*size.tuned, *sum(size.pairs, ()))]
+    assert {row["optim.lr"] for row in chosen} == {0.02} and selection.notes == []
