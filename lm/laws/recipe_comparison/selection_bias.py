@@ -39,15 +39,12 @@ def select_tuned_rows(
     if fair:
         return fair, first_row, ""
     selected = [row for part in best.values() for row in part]
-    return (
-        selected,
-        first_row,
-        (
-            f"{recipe}, {size}: all seeds of {comparability.run_name(first_row, 0)} also selected it"
-            f" among {len(by_settings)} settings, so its loss is too low on average: train it with"
-            " another seed"
-        ),
+    name = comparability.run_name(first_row, 0)
+    note = (
+        f"{recipe}, {size}: all seeds of {name} also selected it among {len(by_settings)} settings,"
+        " so its loss is too low on average: train it with another seed"
     )
+    return selected, first_row, note
 
 
 def _best_settings(

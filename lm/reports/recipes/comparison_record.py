@@ -9,6 +9,7 @@ comparison is deterministic, so the verification repeats it from the records of 
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,17 @@ TOLERANCE = 1e-6  # relative, of repeated numbers
 def write_record(
     report: recipe_report.RecipeReport, folder: str | Path, sources: Mapping[str, str]
 ) -> Path:
-    """Write comparison.json into a folder. sources: {"A": folder of a sweep, "B": folder}."""
+    """Write comparison.json into a folder. sources: {"A": folder of a sweep, "B": folder}.
+
+    Relative paths are stored relative to the folder, so it can be moved together with the sweeps.
+    """
     folder = filesystem.open_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "sources": dict(sources),
-        "inputs": _describe_inputs(report),
+        "sources": {side: _path_from(folder, source) for side, source in sources.items()},
+        "inputs": {
+            _path_from(folder, name): hashes for name, hashes in _describe_inputs(report).items()
+        },
         "result": report.to_dict(),
         "code": target_prediction.describe_code(),
         "written": records.current_time(),
@@ -41,7 +47,18 @@ def write_record(
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """Return the content of comparison.json. Raises ValueError for a missing or damaged file."""
+    """Return the content of comparison.json, with paths relative to the current directory.
+
+    Raises ValueError for a missing or damaged file.
+    """
+    folder, record = filesystem.open_path(folder), _read_stored(folder)
+    record["sources"] = {side: _resolve(folder, record["sources"][side]) for side in "AB"}
+    record["inputs"] = {_resolve(folder, name): x for name, x in record["inputs"].items()}
+    return record
+
+
+def _read_stored(folder: str | Path) -> dict[str, Any]:
+    """Return the content of comparison.json as it is stored."""
     file = filesystem.open_path(folder) / FILE
     if not file.exists():
         raise ValueError(f"{file} is missing: write it with experiments.compare A B --out={folder}")
@@ -54,6 +71,26 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if not all(isinstance(record["sources"].get(side), str) for side in "AB"):
         raise ValueError(f"{file} does not name the sweeps A and B: delete it and compare again")
     return record
+
+
+def _path_from(folder: Any, location: str) -> str:
+    """Return a local relative location as seen from a folder. Others are unchanged."""
+    path, *selection = location.split("?", 1)
+    if "://" in f"{folder}{path}" or os.path.isabs(path):
+        return location
+    return "?".join([Path(os.path.relpath(path, folder)).as_posix(), *selection])
+
+
+def _resolve(folder: Any, location: str) -> str:
+    """Return a stored location as seen from the current directory.
+
+    Earlier records contain paths relative to the directory of the command.
+    """
+    path, *selection = location.split("?", 1)
+    if "://" in f"{folder}{path}" or os.path.isabs(path):
+        return location
+    resolved = os.path.normpath(os.path.join(folder, path))
+    return "?".join([resolved, *selection]) if os.path.exists(resolved) else location
 
 
 def summarize_records(folder: str | Path) -> list[dict[str, Any]]:
@@ -88,7 +125,7 @@ def summarize_records(folder: str | Path) -> list[dict[str, Any]]:
 
 def record_sha256(folder: str | Path) -> str:
     """Return the SHA-256 of the content of comparison.json."""
-    return prediction_log.content_sha256(read_record(folder))
+    return prediction_log.content_sha256(_read_stored(folder))
 
 
 def verify_record(folder: str | Path) -> list[prediction_chain.Link]:

@@ -50,6 +50,24 @@ def test_record_of_a_comparison_is_verified_and_detects_changes(sweeps, tmp_path
     assert "30K/facts.json" in wrong[0].replace("\\", "/")
 
 
+def test_record_and_sweeps_can_be_moved_together(sweeps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = {side: f"{side.lower()}?status=done" for side in sweeps}
+    report = lm.compare(*map(recipe_report.load_recipe, relative.values()), n_draws=200)
+    comparison_record.write_record(report, "verdicts/first", relative)
+    hash_before = comparison_record.record_sha256("verdicts/first")
+    (tmp_path / "moved").mkdir()
+    for name in ("a", "b", "verdicts"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    links = comparison_record.verify_record("moved/verdicts/first")
+    assert {link.status for link in links} == {prediction_chain.VERIFIED}
+    (row,) = comparison_record.summarize_records("moved/verdicts")
+    assert (row["A"], row["B"]) == ("moved/a?status=done", "moved/b?status=done")
+    monkeypatch.chdir(tmp_path / "moved" / "verdicts")
+    assert comparison_record.record_sha256("first") == hash_before
+    assert comparison_record.read_record("first")["sources"]["A"] == "../a?status=done"
+
+
 def test_panels_of_several_comparisons_have_one_scale():
     report = lm.compare(recipe_rows("a"), recipe_rows("b", 0.5), n_draws=100)
     comparisons = {"first": report.comparison, "second": report.comparison}
