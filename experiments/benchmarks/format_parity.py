@@ -116,16 +116,17 @@ def compare_logits(config: Any, folder: Path) -> tuple[float, float]:
     shape, family, context = load.read_shape(folder / "published")
     weights = _unflatten(shape, load.read_weights(folder / "published", shape, family))
     computed = dataclasses.replace(shape, attention_query_blocks=1)
-    actual = jax.jit(lambda tree: transformer.compute_logits(computed, tree, TOKENS_BT))(weights)
+    ids_BT = jax.numpy.asarray(TOKENS_BT)
+    actual = jax.jit(lambda tree: transformer.compute_logits(computed, tree, ids_BT))(weights)
     run = schema.Run(model=shape)
     run.data.seq_len = context
     read_weight, tokenizer = params.flatten_by_path(weights).__getitem__, tokenizers.ByteTokenizer()
     export.export_model(run, read_weight, tokenizer, folder / "exported", family=family)
     library: Any = importlib.import_module("transformers")
-    again = library.AutoModelForCausalLM.from_pretrained(
+    reread_model = library.AutoModelForCausalLM.from_pretrained(
         folder / "exported", attn_implementation="eager"
     )
-    exported = random_formats.compute_torch_logits(again.eval(), TOKENS_BT)
+    exported = random_formats.compute_torch_logits(reread_model.eval(), TOKENS_BT)
     differences = [float(np.abs(np.asarray(actual) - x).max()) for x in (published, exported)]
     return differences[0], differences[1]
 

@@ -89,7 +89,8 @@ def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.T
         end = names.get(tokenizer.end)
         start = None if tokenizer.start is None else names.get(tokenizer.start)
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
-        text = sentencepiece_conversion.convert_sentencepiece(tokenizer)
+        encode = tokenizer.encode_all
+        text = sentencepiece_conversion.convert_sentencepiece(tokenizer.model, encode)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     if template:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

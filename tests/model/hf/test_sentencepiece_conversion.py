@@ -41,7 +41,8 @@ def train(name: str) -> tokenizers.SentencePieceTokenizer:
 
 @functools.cache
 def convert(name: str) -> Tokenizer:
-    return Tokenizer.from_str(sentencepiece_conversion.convert_sentencepiece(train(name)))
+    model, encode = train(name).model, train(name).encode_all
+    return Tokenizer.from_str(sentencepiece_conversion.convert_sentencepiece(model, encode))
 
 
 @settings(deadline=None, max_examples=30)
