@@ -12,7 +12,7 @@ uv run python -m experiments.prepare --config=configs/web.py --engine=datatrove 
 One machine is enough for about 10^7 documents or 100 GB of text. For more, --engine=datatrove (uv
 sync --extra datatrove) divides a source into tasks for local processes, SLURM or Ray. The result is
 the same corpus. A command whose tasks are submitted to SLURM ends at once; repeat it after their
-end.
+end. The Ray executor has not been run with this project.
 """
 
 import time
@@ -31,7 +31,7 @@ _ENGINE = flags.DEFINE_enum(
     "engine", "builtin", ["builtin", "datatrove"], "program that encodes the text"
 )
 _EXECUTOR = flags.DEFINE_enum(
-    "executor", "local", ["local", "slurm", "ray"], "executor of datatrove"
+    "executor", "local", ["local", "slurm", "ray"], "executor of datatrove; ray is untested"
 )
 _NUM_TASKS = flags.DEFINE_integer(
     "num_tasks", 0, "tasks of datatrove per source; 0 is one per file", lower_bound=0

@@ -7,7 +7,7 @@ data/text-books-3f2a81c09d7e/
     train.bin        token ids; the tokenizer's end token follows each document
     heldout.bin      the same for held-out documents
     tokenizer.json   tokenizer, unless tokens are bytes: see tokenizers.py
-    seen.sqlite      document hashes, only with data.drop_near_duplicates
+    seen.u64         document hashes, only with data.drop_near_duplicates
 data/blocked-13-0d6f2c81b9a4.u64    n-grams that decontamination cuts: see blocked_ngrams.py
 data/bpe-8192-91c07d44e3b5/      for data.tokenizer="bpe:8192": see bpe_training.py
 
@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import re
 import shutil
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -184,7 +183,7 @@ def _prepare_source(
         # Another process may have prepared a source whose staged corpus was interrupted.
         temporary_folders.remove_unused(plan.folder.with_name(f".{plan.staging_name}"))
         staging.upload(plan.data, plan.folder)
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         raise staging.unwritable_cache(plan.data, error) from None
     return dataclasses.replace(
         manifest,
@@ -208,8 +207,9 @@ def _open_prepared(
     corpus_manifest.verify_tokenizer_files(manifest, tokenizer)
     corpus_manifest.verify_files(manifest, verify_all)
     if plan.data.drop_near_duplicates and not manifest.remote_folder:
-        if not (plan.folder / staging.HASHES_FILE).exists():
-            raise block_checksums.DamagedText(f"{plan.folder / staging.HASHES_FILE} is missing")
+        path = staging.fetch_hashes(plan.data, plan.folder)
+        if not path.exists():
+            raise block_checksums.DamagedText(f"{path} is missing")
     if not manifest.checksums:
         is_lossless = plan.data.tokenizer.partition(":")[0] in ("bytes", "bpe")
         corpus_manifest.verify_counts(manifest, tokenizer, is_lossless)
@@ -380,16 +380,13 @@ def _finish(
         counted=staged.counts["counted"],
         groups=staged.counts["groups"],
         duplicates=staged.duplicates,
-        hash=staged.finish(),
+        hash=staged.finish(plan.data.drop_near_duplicates),
         versions=documents.source_versions(plan.source, plan.fingerprint),
         dropped=dict(staged.dropped),
         cuts=staged.cut_costs.summary(),
         warning=splits.heldout_warning(plan.source, staged.counts, plan.data.heldout_fraction),
         omitted_files=documents.omitted_files(plan.source),
     )
-    if not plan.data.drop_near_duplicates:
-        # Only a comparison with other sources needs the hashes.
-        (staged.folder / staging.HASHES_FILE).unlink()
     return corpus_manifest.write_manifest(staged.folder, manifest)
 
 

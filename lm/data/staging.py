@@ -12,7 +12,7 @@ A part is a file or a block of a source that can be read separately. The folder 
 data/.wiki-91c07d44e3b5/
     train.bin, heldout.bin    token ids; bytes after the last save are truncated on resume
     digests                   SHA-256 and split of each accepted document, for the content hash
-    seen.sqlite               document hashes, and the state at the last save
+    hashes/                   document hashes, and the state at the last save
 
 If data.cache_dir is remote, such as gs://bucket/data, `download` and `upload` copy finished folders
 between it and a local folder. CHECKSUM_FILE is uploaded last: a remote folder without it is
@@ -27,7 +27,6 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,7 +51,9 @@ DIGEST_BYTES = 40  # bytes per document in `digests`: SHA-256, then the split, p
 COUNT_NAMES = ("documents", "bytes", "tokens", "counted", "groups")  # names in the manifest
 COPY_BYTES = 1 << 24  # bytes of a file in memory during a copy
 COPIED_BYTES = 1 << 26  # larger token files of a remote cache are read in byte ranges
-HASHES_FILE = "seen.sqlite"  # downloaded when another source is compared with it
+# Document hashes, downloaded when another source is compared with them. Earlier versions wrote
+# the second file.
+HASHES_FILE, SQLITE_FILE = "seen.u64", "seen.sqlite"
 N_DOWNLOADS = 3  # of a file whose copy differs from its SHA-256
 CHECKSUM_FILE = "files.json"  # file name -> SHA-256
 
@@ -83,7 +84,7 @@ class StagedCorpus:
         try:
             try:
                 self._open()
-            except (ValueError, KeyError, sqlite3.DatabaseError):  # corrupt, or of other parts
+            except (ValueError, KeyError, FileNotFoundError):  # corrupt, or of other parts
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.mkdir(exist_ok=True)
                 self._open()
@@ -94,10 +95,10 @@ class StagedCorpus:
 
     def _open(self) -> None:
         """Open the files at the state of the last save. Raises ValueError if that is impossible."""
-        self._hashes = document_hashes.DocumentHashes(
-            self.folder / "seen.sqlite", self._earlier_paths
-        )
+        self._hashes = document_hashes.DocumentHashes(self.folder / "hashes", self._earlier_paths)
         state = self._hashes.saved_state()
+        if not state:  # an earlier version may have left a file in another format
+            (self.folder / SQLITE_FILE).unlink(missing_ok=True)
         self.part = state.get("part", 0)
         if state and state["prints"] != self._fingerprint_hash(self.part):
             raise ValueError("the parts of the source have changed")
@@ -122,7 +123,7 @@ class StagedCorpus:
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError, sqlite3.Error):  # a full disk was already reported
+        with contextlib.suppress(OSError):  # a full disk was already reported
             self._close()
         if not self._is_moved and not (self._can_resume and self.part):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -164,10 +165,16 @@ class StagedCorpus:
         """Number of accepted documents and number of bytes of their text."""
         return sum(self.counts["documents"].values()), sum(self.counts["bytes"].values())
 
-    def finish(self) -> str:
-        """Close the files and return the hash over the documents and their splits, in order."""
+    def finish(self, should_store_hashes: bool = False) -> str:
+        """Close the files and return the hash over the documents and their splits, in order.
+
+        should_store_hashes: write HASHES_FILE, which other sources need to find near-duplicates.
+        """
         self._save(len(self._fingerprints))
+        if should_store_hashes:
+            self._hashes.write(self.folder / HASHES_FILE)
         self._close()
+        shutil.rmtree(self.folder / "hashes")
         content = hashlib.sha256()
         with open(self.folder / "digests", "rb") as file:
             while row := file.read(DIGEST_BYTES):
@@ -269,10 +276,13 @@ def download(data: schema.Data, folder: Path) -> None:
 
 def fetch_hashes(data: schema.Data, folder: Path) -> Path:
     """Return the local path of the document hashes of a prepared folder, after their download."""
-    path = folder / HASHES_FILE
+    paths = [folder / name for name in (HASHES_FILE, SQLITE_FILE)]
+    path = next((path for path in paths if path.exists()), paths[0])
     if filesystem.is_remote(data.cache_dir) and not path.exists():
         remote = remote_path.RemotePath(remote_folder(data, folder))
-        _copy_verified(remote / HASHES_FILE, path, _read_checksums(remote).get(HASHES_FILE, ""))
+        checksums = _read_checksums(remote)
+        path = next((path for path in paths if path.name in checksums), paths[0])
+        _copy_verified(remote / path.name, path, checksums.get(path.name, ""))
     return path
 
 
@@ -296,7 +306,7 @@ def _read_checksums(remote: remote_path.RemotePath) -> dict[str, str]:
 
 def _is_read_remotely(file: remote_path.RemotePath) -> bool:
     """Return True for a large file that is not copied. A missing file is reported by its copy."""
-    is_large_kind = file.suffix == ".bin" or file.name == HASHES_FILE
+    is_large_kind = file.suffix == ".bin" or file.name in (HASHES_FILE, SQLITE_FILE)
     return is_large_kind and file.exists() and file.stat().st_size > COPIED_BYTES
 
 

@@ -318,7 +318,7 @@ def test_first_source_by_name_contains_shared_documents(tmp_path):
     alone = corpus.prepare_corpus(data_config(tmp_path, second, drop_near_duplicates=True))
     assert alone[second].hash == independent[second].hash
     assert alone[second].key != joint[second].key
-    Path(joint[first].folder, "seen.sqlite").unlink()
+    Path(joint[first].folder, "seen.u64").unlink()
     assert corpus.prepare_corpus(data) == joint
 
 

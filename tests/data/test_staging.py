@@ -143,7 +143,7 @@ def test_only_a_corrected_file_is_read_again(tmp_path, four_files, monkeypatch):
     assert read_shards == [3]
 
 
-@pytest.mark.parametrize("damage", ["an earlier file", "train.bin", "bit", "seen.sqlite"])
+@pytest.mark.parametrize("damage", ["an earlier file", "train.bin", "bit", "hashes", "sqlite"])
 def test_invalid_staged_corpus_is_prepared_again(tmp_path, four_files, damage):
     data = data_config(tmp_path, four_files)
     stop_at_invalid_line(data, tmp_path / "d.jsonl")
@@ -155,8 +155,12 @@ def test_invalid_staged_corpus_is_prepared_again(tmp_path, four_files, damage):
     elif damage == "bit":
         for name in ("train.bin", "digests"):
             damage_file(folder / name, damage, Path())
-    else:
-        (folder / damage).write_bytes(b"no database " * 1000)
+    elif damage == "hashes":
+        (run,) = Path(folder, "hashes").glob("*.u64")
+        run.write_bytes(run.read_bytes()[:-1] + b"?")
+    else:  # as an earlier version stored the state
+        shutil.rmtree(folder / "hashes")
+        (folder / "seen.sqlite").write_bytes(b"state of the last save")
     manifest = corpus.prepare_corpus(data)[four_files]
     expected = corpus.prepare_corpus(data_config(tmp_path / "new", four_files))[four_files]
     text_corpora.assert_equal_corpora(manifest, expected)

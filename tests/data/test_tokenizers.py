@@ -253,11 +253,14 @@ def test_number_signs_are_text_except_in_wordpiece():
         models.BPE(vocab=pieces, merges=[("#", "#")]), decoder=decoders.Metaspace()
     )
     assert llama.pieces[2] == b"##" and llama.byte_lengths()[llama.encode("a##a")].sum() == 4
+    names = ["[UNK]", "a", "##b", "é", ",", "##,"]
     wordpiece = tokenizer_of(
-        models.WordPiece(vocab={"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"),
+        models.WordPiece(vocab={name: i for i, name in enumerate(names)}, unk_token="[UNK]"),
         pre_tokenizer=pre_tokenizers.Whitespace(),
     )
-    assert [wordpiece.pieces[i] for i in wordpiece.encode("ab")] == [b"a", b"b"]
+    pieces_of_text = [wordpiece.pieces[i] for i in wordpiece.encode("ab é a, ab")]
+    assert b"".join(pieces_of_text).decode() == " ab é a, ab"  # words have spaces
+    assert wordpiece.pieces[1:3] == [b" a", b"b"] and wordpiece.adds_leading_space
     sentence = train_sentencepiece(user_defined_symbols=["##"])
     assert sentence.pieces[sentence.inner.piece_to_id("##")] == b"##"
 

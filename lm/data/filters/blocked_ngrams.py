@@ -105,7 +105,7 @@ def _count_documents(
     if not len(index):
         return np.zeros(0, np.uint8)
     counts = np.memmap(path.with_suffix(".counts"), np.uint8, "w+", shape=(len(index),))
-    counted_documents = document_hashes.DocumentHashes(path.with_suffix(".sqlite"))
+    counted_documents = document_hashes.DocumentHashes(path.with_suffix(".hashes"))
     training_documents = _documents_of_split(data, read, is_heldout=False)
     arguments = (data.decontaminate_ngram, path)
     for matches in preprocessing.map_chunks(match_ngrams, training_documents, arguments, workers):

@@ -63,8 +63,9 @@ class EncodingRequest:
 class DatatroveEngine:
     """Executor of datatrove with its options.
 
-    executor: one of EXECUTORS. n_tasks: tasks of a source; 0 is one per file. n_workers: tasks at a
-    time; -1 is no limit. slurm: options of sbatch, such as "--partition=cpu --time=4:00:00".
+    executor: one of EXECUTORS; "ray" has not been run with this project. n_tasks: tasks of a
+    source; 0 is one per file. n_workers: tasks at a time; -1 is no limit. slurm: options of sbatch,
+    such as "--partition=cpu --time=4:00:00".
     """
 
     executor: str = "local"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.data.sources import source_files
 from lm.data.storage import remote_path
 
 COLUMN = "input_ids"
@@ -64,6 +65,8 @@ def _saved_names(file: remote_path.AnyPath) -> list[str] | None:
     try:
         state = json.loads(file.read_bytes())
         names = [str(entry["filename"]) for entry in state["_data_files"]]
+    except OSError as error:
+        source_files.raise_unreadable(error)
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file}: is not the state of a saved dataset: save it again") from None
     if state.get("_indices_data_files"):
@@ -94,6 +97,9 @@ def read_arrow_tokens(path: remote_path.AnyPath, column: str = "") -> Iterator[A
                 batch = pyarrow.ipc.read_record_batch(message, schema)
                 array = batch.column(schema.names.index(column or COLUMN))
                 yield _locate_tokens(array, message.body, body_start, dtype, path)
+    except PermissionError as error:  # the message of Arrow for a local file repeats its path
+        reason = "Permission denied" if isinstance(path, Path) else error.strerror
+        raise ValueError(f"{path}: cannot be read ({reason})") from None
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read as a stream of Arrow ({reason})") from None

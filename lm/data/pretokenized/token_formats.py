@@ -25,7 +25,8 @@ from lm.data.sources import source_files, uri
 from lm.data.storage import byte_ranges, remote_path
 
 SUFFIXES = {".ds", ".bin", ".arrow"}
-INFO_FILES = (".idx", ".index", ".json")  # files beside token files that describe them
+INDEX_SUFFIXES = {".idx", ".index"}  # of Megatron, and of datatrove: X.ds.index
+INFO_FILES = (".json",)  # files beside token files that describe them
 DTYPES = ("uint8", "uint16", "uint32", "int32")
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 # Codes of the types in an index of Megatron. Types with a fraction or 8 bytes are not supported.
@@ -63,10 +64,13 @@ def list_token_files(argument: str) -> source_files.SourceFiles:
     argument: PATH[?dtype=TYPE&field=COLUMN], where PATH is a file, a folder or a glob. Raises
     ValueError if there is no token file.
     """
-    files = source_files.list_files("tokens", uri.split_uri(argument)[0], SUFFIXES)
+    suffixes = SUFFIXES | INDEX_SUFFIXES
+    files = source_files.list_files("tokens", uri.split_uri(argument)[0], suffixes)
     omitted = {name: n for name, n in files.omitted.items() if name not in INFO_FILES}
     paths = [path for path in files.paths if path.suffix in SUFFIXES]
-    if n_compressed := len(files.paths) - len(paths):
+    index_files = [path for path in files.paths if path.suffix in INDEX_SUFFIXES]
+    _check_indexed_files(index_files)
+    if n_compressed := len(files.paths) - len(paths) - len(index_files):
         omitted["compressed"] = n_compressed
     if not paths:
         known = ", ".join(sorted(SUFFIXES))
@@ -74,6 +78,17 @@ def list_token_files(argument: str) -> source_files.SourceFiles:
     paths = arrow_tokens.select_arrow_files(paths, omitted)
     neighbors = [neighbor for path in paths if (neighbor := _neighbor(path)) is not None]
     return source_files.SourceFiles([*paths, *neighbors], omitted)
+
+
+def _check_indexed_files(index_files: list[remote_path.AnyPath]) -> None:
+    """Raise ValueError if the token file of an index is missing."""
+    for index in index_files:
+        tokens = index.with_suffix("" if index.suffix == ".index" else ".bin")
+        if tokens.suffix in SUFFIXES and not tokens.exists():
+            raise ValueError(
+                f"{tokens}: is missing, but its index {index.name} exists: copy both files again,"
+                " or delete the index"
+            )
 
 
 def read_layouts(argument: str) -> list[TokenLayout]:

@@ -166,6 +166,8 @@ def _parquet(path: remote_path.AnyPath, field: str, on_error: ErrorHandler) -> I
                         on_error(f"{where}: is not UTF-8 at byte {error.start} of {field!r}")
                         continue
                     yield Document(normalize_newlines(text), where)
+    except PermissionError as error:
+        on_error(f"{path}: cannot be read ({error.strerror})")
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         on_error(
             f"{path}: cannot be read after {number} rows ({first_line(str(error))}): replace the"
@@ -336,14 +338,21 @@ def _json_problem(error: Exception) -> str:
 
 
 def _text_field(row: dict, field: str, where: str) -> str:
-    """Return the string `field` of a JSON object, "" for null."""
-    if field not in row:
-        raise ValueError(
-            f"{where}: has no field {field!r} but {format_names(row)}: choose with ?field=NAME"
-        )
-    if not isinstance(row[field], str | None):
-        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, not text")
-    return row[field] or ""
+    """Return the string `field` of a JSON object, "" for null.
+
+    If there is no such field, a name with dots is a path: the field "a.b" is that of {"a": {"b"}}.
+    """
+    value = row
+    for name in [field] if field in row else field.split("."):
+        if not isinstance(value, dict) or name not in value:
+            names = format_names(value if isinstance(value, dict) else row)
+            raise ValueError(
+                f"{where}: has no field {field!r} but {names}: choose with ?field=NAME"
+            )
+        value = value[name]
+    if not isinstance(value, str | None):
+        raise ValueError(f"{where}: field {field!r} is {type(value).__name__}, not text")
+    return value or ""
 
 
 def normalize_newlines(text: str) -> str:

@@ -11,13 +11,16 @@ def from_byte_level(piece: str) -> bytes:
 def from_piece(piece: str, prefix: str = "", suffix: str = "") -> bytes:
     """Return the bytes of a token that is not byte-level. U+2581 represents a space.
 
-    prefix: affix of tokens that continue a word, such as ## of WordPiece. suffix: affix of tokens
+    prefix: affix of tokens that continue a word, such as ## of WordPiece. The other tokens of such
+    a vocabulary begin with a space, unless they begin with punctuation. suffix: affix of tokens
     that end a word, which represents a space.
     """
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes.fromhex(piece[3:5])
     if suffix and piece.endswith(suffix):
         piece = piece.removesuffix(suffix) + " "
+    elif prefix and not suffix and not piece.startswith(prefix) and piece[:1].isalnum():
+        piece = f" {piece}"
     return piece.removeprefix(prefix).replace("\u2581", " ").encode()
 
 

@@ -55,11 +55,11 @@ def export_model(
     tensors = sorted(
         tensor_layout.tensor_table(shape, name), key=lambda tensor: tensor.parts[0].path
     )
+    tokenizer_files.write_tokenizer_files(folder, run, tokenizer)  # may refuse the tokenizer
     _write_weights(folder, tensors, parameters, _weight_factors(shape), shard_bytes)
     config = _hf_config(shape, name, run.data.seq_len)
     config |= tokenizer_files.special_token_ids(run, tokenizer)
     tokenizer_files.write_json(folder / "config.json", config)
-    tokenizer_files.write_tokenizer_files(folder, run, tokenizer)
     return architectures.ARCHITECTURES[name].class_name
 
 

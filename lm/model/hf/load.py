@@ -211,6 +211,8 @@ def _open(stack: contextlib.ExitStack, path: Path):
         raise ValueError(f"{path} requires the package safetensors: uv sync --extra hf") from None
     try:
         return stack.enter_context(safetensors.safe_open(path, "numpy"))
+    except PermissionError:
+        raise ValueError(f"{path}: cannot be read (Permission denied)") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path}: is not a complete safetensors file ({error})") from None
 

@@ -15,6 +15,7 @@ from lm.config import schema
 from lm.data import tokenizers
 from lm.data.sources import chat
 from lm.data.tokenization import special_tokens, token_bytes
+from lm.model.hf import sentencepiece_conversion
 
 # Jinja template of a conversation. {first} is the token before it. {user} and {answer} are literals
 # before and after a prompt.
@@ -87,16 +88,19 @@ def write_tokenizer_files(folder: Path, run: schema.Run, tokenizer: tokenizers.T
         names = {i: token for token, i in getattr(tokenizer, "ids", {}).items()}
         end = names.get(tokenizer.end)
         start = None if tokenizer.start is None else names.get(tokenizer.start)
-    if template and (folder / "tokenizer.json").exists():
+    if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
+        encode = tokenizer.encode_all
+        text = sentencepiece_conversion.convert_sentencepiece(tokenizer.model, encode)
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    if template:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         write_json(folder / "tokenizer.json", _with_special_characters(content, tokenizer))
     first_token = start or end or ""
     text = render_template(template, first_token) if template else published.get("chat_template")
     if text:
         (folder / special_tokens.TEMPLATE_FILE).write_text(text, encoding="utf-8")
-    kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").exists() else "LlamaTokenizer"
-    config: dict = {"tokenizer_class": kind, "model_max_length": run.data.seq_len}
-    config |= {"clean_up_tokenization_spaces": False}
+    config: dict = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config |= {"model_max_length": run.data.seq_len, "clean_up_tokenization_spaces": False}
     if "tokenizer_config" in published:
         config |= published["tokenizer_config"]
     else:

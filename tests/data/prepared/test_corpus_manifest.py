@@ -94,12 +94,12 @@ def test_document_hashes_of_other_sources_are_verified(tmp_path):
     first = write_documents(tmp_path / "a.jsonl", TEXTS)
     data = data_config(tmp_path, first, drop_near_duplicates=True)
     manifests = corpus.prepare_corpus(data)
-    path = Path(manifests[first].folder, "seen.sqlite")
+    path = Path(manifests[first].folder, "seen.u64")
     for damage in ("bit", "empty", "missing"):
         damage_file(path, damage, Path())
         second = corpus.prepare_corpus(data)
         assert second[first].hash == manifests[first].hash
-        assert block_checksums.block_checksums(path) == second[first].checksums["seen.sqlite"]
+        assert block_checksums.block_checksums(path) == second[first].checksums["seen.u64"]
 
 
 def rewrite(path: Path, **changes) -> None:

@@ -138,4 +138,4 @@ def test_unreadable_token_files_are_refused_in_one_line(tmp_path, traffic):
     traffic.errors = {"a.ds": FileNotFoundError("a.ds")}
     assert "a.ds: cannot be read (there is no such object" in error_of(text.batch, 0)
     fsspec.filesystem("memory").rm("/bucket/tokens/a.ds")
-    assert "no file" in error_of(dataset.open_dataset, data, 0)
+    assert "is missing, but its index" in error_of(dataset.open_dataset, data, 0)

@@ -1,6 +1,5 @@
 """Saved datasets of token ids are read where they are."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from fixtures import memory_bucket
 from fixtures.text_corpora import data_config
 
+from experiments.benchmarks import random_formats
 from lm.data import corpus, dataset, tokenizers
 from lm.data.prepared import token_file
 
@@ -17,20 +17,8 @@ RNG = np.random.default_rng(0)
 DOCUMENTS = [[*RNG.integers(1, 256, n).tolist(), END] for n in RNG.integers(0, 40, 500)]
 
 
-def save(folder: Path, kind: str = "int32", n_files: int = 2, column: str = "input_ids", **options):
-    """Write the folder of Dataset.save_to_disk: streams of record batches and state.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"data-{i:05}-of-{n_files:05}.arrow" for i in range(n_files)]
-    for i, name in enumerate(names):
-        rows = pyarrow.array(DOCUMENTS[i::n_files], pyarrow.list_(getattr(pyarrow, kind)()))
-        table = pyarrow.table({"text": ["x"] * len(rows), column: rows})
-        settings = pyarrow.ipc.IpcWriteOptions(**options)
-        with pyarrow.ipc.new_stream(str(folder / name), table.schema, options=settings) as stream:
-            stream.write_table(table, max_chunksize=100)
-    state = {"_data_files": [{"filename": name} for name in names]}
-    (folder / "state.json").write_text(json.dumps(state))
-    (folder / "cache-1.arrow").write_bytes(b"not read")
-    return folder
+def save(folder: Path, kind: str = "int32", column: str = "input_ids", **options) -> Path:
+    return random_formats.write_arrow(folder, DOCUMENTS, kind, column, **options)
 
 
 def read_tokens(tmp_path: Path, source: str) -> tuple[list[int], list[int]]:
@@ -75,6 +63,14 @@ def test_saved_dataset_in_a_bucket_gives_the_same_batches(tmp_path):
 def test_other_saved_dataset_is_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         read_tokens(tmp_path, f"tokens:{save(tmp_path / 'saved', **options)}")
+
+
+def test_forbidden_local_file_is_refused(tmp_path, monkeypatch):
+    folder = save(tmp_path / "saved")
+    error = PermissionError(13, "Failed to open local file 'PATH'. Detail: [errno 13]")
+    monkeypatch.setattr(pyarrow, "memory_map", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(ValueError, match=r"00002\.arrow: cannot be read \(Permission denied\)$"):
+        read_tokens(tmp_path, f"tokens:{folder}")
 
 
 def test_damaged_saved_dataset_is_refused(tmp_path):

@@ -1,15 +1,25 @@
 """Token files of other trainers, read where they are."""
 
-import struct
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from fixtures import memory_bucket
 from fixtures.text_corpora import data_config
 
+from experiments.benchmarks import random_formats
+from experiments.benchmarks.random_formats import (
+    write_arrow,
+    write_datatrove,
+    write_llmc,
+    write_megatron,
+    write_raw,
+)
 from lm.data import corpus, dataset, tokenizers
 from lm.data.prepared import block_checksums, corpus_manifest, token_file
 from lm.data.pretokenized import token_formats, token_source
+from lm.data.storage import remote_path
 from lm.runs import records
 from lm.training import loop
 
@@ -18,56 +28,14 @@ TEXTS = [f"Document {i}: häppy " + "x" * (i % 40) for i in range(300)]
 DOCUMENTS = [np.r_[TOKENIZER.encode(text), TOKENIZER.end] for text in TEXTS]
 
 
-def write_datatrove(path: Path, documents: list[np.ndarray], dtype: str = "<u2") -> Path:
-    path = path.with_suffix(".ds")
-    np.concatenate(documents).astype(dtype).tofile(path)
-    np.cumsum([len(ids) for ids in documents]).astype("<u8").tofile(f"{path}.index")
-    return path
-
-
-def write_megatron(path: Path, documents: list[np.ndarray], code: int = 8) -> Path:
-    path = path.with_suffix(".bin")
-    dtype = token_formats.MEGATRON_DTYPES[code]
-    np.concatenate(documents).astype(dtype).tofile(path)
-    lengths = np.array([len(ids) for ids in documents], "<i4")
-    pointers = (np.cumsum(lengths) - lengths).astype("<i8") * np.dtype(dtype).itemsize
-    limits = np.arange(len(documents) + 1, dtype="<i8")
-    header = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, code, len(lengths), len(limits))
-    arrays = (lengths, pointers, limits)
-    path.with_suffix(".idx").write_bytes(header + b"".join(a.tobytes() for a in arrays))
-    return path
-
-
-def write_llmc(path: Path, documents: list[np.ndarray], magic: int = 20240520) -> Path:
-    path, ids = path.with_suffix(".bin"), np.concatenate(documents)
-    header = np.zeros(256, "<i4")
-    header[:3] = magic, 1, len(ids)
-    path.write_bytes(header.tobytes() + ids.astype(token_formats.LLMC_DTYPES[magic]).tobytes())
-    return path
-
-
-def write_raw(path: Path, documents: list[np.ndarray]) -> Path:
-    path = path.with_suffix(".bin")
-    np.concatenate(documents).astype("<u2").tofile(path)
-    return path
-
-
-WRITERS = [
-    (write_datatrove, {}),
-    (write_datatrove, {"dtype": "<u4"}),
-    (write_megatron, {}),
-    (write_megatron, {"code": 4}),
-    (write_llmc, {}),
-    (write_llmc, {"magic": 20240801}),
-    (write_raw, {}),
-]
+FORMATS = {k: v for k, v in random_formats.TOKEN_FORMATS.items() if v[0] is not write_arrow}
 
 
 def read_split(manifest: corpus_manifest.Manifest, split: str) -> np.ndarray:
     return token_file.TokenFile(manifest, split)[:]
 
 
-@pytest.mark.parametrize(("write", "options"), WRITERS)
+@pytest.mark.parametrize(("write", "options"), FORMATS.values(), ids=FORMATS)
 def test_each_format_gives_the_tokens_and_documents(tmp_path, write, options):
     for name, part in (("a", DOCUMENTS[:100]), ("b", DOCUMENTS[100:])):
         write(tmp_path / name, part, **options)
@@ -183,6 +151,38 @@ def test_truncated_file_is_refused_in_one_line(tmp_path, write, damaged, message
     with pytest.raises(ValueError, match=message) as error:
         corpus.prepare_corpus(data_config(tmp_path, source))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("write", [write_datatrove, write_megatron, write_arrow, write_raw])
+def test_missing_or_forbidden_file_gives_one_line(tmp_path, monkeypatch, write):
+    """An index without its tokens would otherwise shorten the text. raw files have no index."""
+    monkeypatch.setattr(remote_path, "RETRY_SECONDS", 0.0)
+    folder, address = tmp_path / "tokens", "memory://bucket/tokens"
+    folder.mkdir()
+    write(folder / "b", DOCUMENTS[:100])
+    path = write(folder / "a", DOCUMENTS[100:])
+    path = path if path.is_file() else path / "data-00001-of-00002.arrow"
+    index = {".arrow": path.with_name("state.json"), ".ds": Path(f"{path}.index")}
+    files = [path, index.get(path.suffix, path.with_suffix(".idx"))]
+    files = [file for file in files if file.exists()]
+
+    def assert_refused(source: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            corpus.prepare_corpus(data_config(tmp_path, source))
+        assert "\n" not in str(error.value)
+
+    with memory_bucket.open_memory_bucket() as traffic:
+        memory_bucket.upload_folder(folder, address)
+        for file in files:
+            traffic.errors = {file.name: PermissionError("refused")}
+            message = f"{file.name}: cannot be read .permission denied: sign in, or grant access"
+            assert_refused(f"tokens:{address}", message)
+        traffic.errors = {}
+        if len(files) == 2:
+            path.unlink()
+            fsspec.filesystem("memory").rm(f"{address}/{path.relative_to(folder)}")
+            for source in (f"tokens:{folder}", f"tokens:{address}"):
+                assert_refused(source, f"{path.name}: is missing, but (its index|listed in)")
 
 
 def other_end(path: Path) -> None:

@@ -148,6 +148,24 @@ def test_binary_column_of_parquet_is_refused(tmp_path):
     assert not texts and "field 'text' is binary, not text: choose with" in errors[0]
 
 
+def test_field_may_be_a_path_with_dots(tmp_path):
+    rows = [{"doc": {"text": "a", "n": 1}}, {"doc.text": "b"}, {"doc": {"text": None}}, {"doc": 1}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts, errors = read(f"jsonl:{tmp_path}?field=doc.text")
+    assert texts == ["a", "b", ""] and len(errors) == 1
+    assert "line 4: has no field 'doc.text' but doc: choose with" in errors[0]
+    assert "line 1: field 'doc.n' is int, not text" in read(f"jsonl:{tmp_path}?field=doc.n")[1][0]
+
+
+def test_forbidden_parquet_file_has_its_reason(tmp_path, monkeypatch):
+    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
+    error = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(parquet, "ParquetFile", lambda *_, **__: (_ for _ in ()).throw(error))
+    assert read(f"parquet:{tmp_path}")[1] == [
+        f"{tmp_path}/a.parquet: cannot be read (Permission denied)"
+    ]
+
+
 def test_long_field_names_are_one_short_line(tmp_path):
     row = {f"name\n{i}\ud800" * 9: 1 for i in range(1000)}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))

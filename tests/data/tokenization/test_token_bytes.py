@@ -23,5 +23,7 @@ def test_letters_decode_to_their_bytes():
 def test_piece_of_a_byte_or_with_an_affix_is_decoded():
     assert token_bytes.from_piece("<0xE2>") == b"\xe2"
     assert token_bytes.from_piece("##ing", prefix="##") == b"ing"
+    assert token_bytes.from_piece("cat", prefix="##") == b" cat"
+    assert token_bytes.from_piece("(", prefix="##") == b"("
     assert token_bytes.from_piece("end</w>", suffix="</w>") == b"end "
     assert token_bytes.from_piece("\u2581a") == b" a"
