@@ -37,6 +37,22 @@ mesh.peak_flops_per_second.__wrapped__.__defaults__ = (128,)
 LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
 
 
+# Files with the longest tests, from the longest one. They run first: a process that started with
+# the last of them at the end would work alone.
+LONG_FILES = (
+    *("test_documentation.py", "test_report.py", "test_step.py", "test_decoding.py"),
+    *("test_coordinate_check.py", "test_transformer.py", "test_loop.py", "test_faults.py"),
+    *("test_mesh.py", "test_multiprocess.py", "test_commands.py", "test_accelerator.py"),
+    *("test_vmapped_runs.py", "test_notebooks.py", "test_page_layout.py", "test_optimizer.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests by LONG_FILES. The order within a file does not change."""
+    ranks = {name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> pathlib.Path:
     """Write a folder of 80 documents, enough text for a few hundred rows."""

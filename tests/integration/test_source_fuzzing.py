@@ -23,7 +23,7 @@ from lm.data import corpus
 from lm.data.prepared import corpus_manifest
 
 N_SOURCES = 300
-N_QUICK_SOURCES = 60
+N_QUICK_SOURCES = 30
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 COMPRESSIONS = {
     "": bytes,
