@@ -55,7 +55,7 @@ REPLACED = {
 }  # fmt: skip
 # The first four sizes are those of the quickstart, whose programs are compiled once.
 SMALL_SWEEP = (
-    ('("10K", "15K", "25K", "40K", "60K", "100K", "150K")', '("10K", "25K", "60K", "100K", "150K")'),
+    ('"10K", "15K", "25K", "40K", "60K"', '"10K", "25K", "60K"'),
     (", 300", ", 6"),
 )
 NOT_A_NUMBER = re.compile(r"(?<![\w.-])(nan|inf)(?![\w(-])|Traceback", re.IGNORECASE)
