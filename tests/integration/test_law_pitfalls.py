@@ -190,7 +190,7 @@ def test_14_curves_are_reduced_or_resampled_as_whole_runs():
     names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "c4_loss"}
     final_fit = power_laws.chinchilla(finals, **names, bootstrap=0)
     late = [row for row in train if int(row["ckpt"]) > 0.5 * int(row["n_ckpts"])]
-    curve_fit = power_laws.chinchilla(late, **names, group="run", bootstrap=20)
+    curve_fit = power_laws.chinchilla(late, **names, group="run", bootstrap=50)
     assert curve_fit.n_runs == 16
     middle = [row for row in late if int(row["ckpt"]) < 0.7 * int(row["n_ckpts"])]
     assert backtesting.holdout(final_fit, middle).mean > 2 * final_fit.mare
@@ -261,7 +261,7 @@ def test_19_noise_is_in_units_of_the_loss():
 def test_20_accuracy_is_bounded_and_chance_raises():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
     names: dict[str, Any] = {"x": "mmlu_bpb", "y": "mmlu_acc", "run": "run", "chance": 0.25}
-    fit = downstream.accuracy_from_loss(train, **names, bootstrap=20)
+    fit = downstream.accuracy_from_loss(train, **names, bootstrap=50)
     far = fit.predict([0.05, 4.0])
     assert (far.hi <= 1).all() and (far.lo >= 0.25).all()
     small = [row for row in train if row["model"] == "190M"]

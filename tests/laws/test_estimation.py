@@ -97,7 +97,7 @@ def test_rows_of_a_run_or_trunk_are_resampled_together():
         for shift in [0.01 * rng.standard_normal()]
         for r in (5, 10, 20, 40, 80, 160)
     ]
-    names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 100}
+    names: dict[str, Any] = {"n": "params", "d": "tokens", "y": "loss", "bootstrap": 300}
     by_run = power_laws.chinchilla(rows, **names, group="run")
     branches = [{"start.run": row["run"], "start.restore": "full_state", **row, "run": i}
                 for i, row in enumerate(rows)]  # fmt: skip
