@@ -35,6 +35,7 @@ def get_config(size="100K"):
 """
 # Of the built-in text. The whole text takes ten seconds to prepare.
 MAX_CHARACTERS = 2_000_000
+TEXT_FOLDERS = ("lm/config", "lm/laws", "lm/model")  # of the source text:lm
 # Part of a command -> arguments that make it smaller in the quick test.
 SMALL_ARGUMENTS = {
     "experiments.train": (
@@ -89,7 +90,8 @@ def write_small_configs(folder: pathlib.Path) -> None:
     """Copy the files of the repository that examples read, with smaller recipes."""
     for name in ("configs", "notebooks/data/examples"):
         shutil.copytree(documentation.ROOT / name, folder / name)
-    (folder / "lm").symlink_to(documentation.ROOT / "lm")
+    for name in TEXT_FOLDERS:
+        shutil.copytree(documentation.ROOT / name, folder / name)
     for name, changes in REPLACED.items():
         text = (folder / name).read_text()
         for old, new, appended in changes:
