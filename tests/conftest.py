@@ -35,6 +35,9 @@ step.CACHE.size = 1000
 # Collections of garbage take a third of the time in which pytest imports all tests, and 5% later.
 gc.set_threshold(50_000, 20, 20)
 
+# No test cuts the power. A wait for the disk costs 5 to 25 ms, and a short run has 22 of them.
+os.fsync = lambda descriptor: None
+
 # The peak of a CPU is measured once per mesh: two seconds with the default size.
 mesh.peak_flops_per_second.__wrapped__.__defaults__ = (128,)
 

@@ -250,11 +250,6 @@ def check_sources(seeds, folder: Path) -> collections.Counter:
     return results
 
 
-@pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def test_mutated_source_is_prepared_or_refused(tmp_path):
     results = check_sources(range(N_QUICK_SOURCES), tmp_path)
     assert results.total() == N_QUICK_SOURCES and len(results) >= 9
