@@ -15,6 +15,7 @@ Modules are Flax NNX in tree mode and exist only while a function is traced. Bet
 weights are a nested dict of arrays, with the layers stacked on a leading axis.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -299,7 +300,8 @@ def param_axes(model: schema.Model) -> dict:
 
 def _declared_axes(model: schema.Model) -> dict:
     """Return the axis names that the modules declare for their weights."""
-    return nnx.to_pure_dict(_abstract(model)[1], extract_fn=lambda weight: weight.out_sharding)
+    _, weights = _abstract(mesh.DEFAULT_RULES, **vars(model))
+    return nnx.to_pure_dict(weights, extract_fn=lambda weight: weight.out_sharding)
 
 
 def compute_logits(
@@ -317,7 +319,7 @@ def make_decoder(
 ) -> Decoder:
     """Return the modules with these weights and merged adapters, for use in a traced function."""
     with layers.tree_mode():
-        return nnx.merge(_abstract(model, rules)[0], lora.merge_lora(model, params))
+        return nnx.merge(_abstract(rules, **vars(model))[0], lora.merge_lora(model, params))
 
 
 def token_losses(
@@ -387,7 +389,9 @@ def _stack(model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules) -> Bl
     return make_block(rngs.split(model.n_layers))
 
 
-def _abstract(model: schema.Model, rules: mesh.ShardingRules = mesh.DEFAULT_RULES):
-    """Return (graph definition, abstract weights) of the decoder without computing anything."""
+@functools.lru_cache(maxsize=64, typed=True)  # a run needs the result about ten times
+def _abstract(rules: mesh.ShardingRules, **fields):
+    """Return (graph definition, abstract weights) of the decoder; fields: those of its model."""
     with layers.tree_mode():
-        return nnx.split(nnx.eval_shape(lambda: Decoder(model, _rngs(0), rules)), nnx.Param)
+        decoder = nnx.eval_shape(lambda: Decoder(schema.Model(**fields), _rngs(0), rules))
+        return nnx.split(decoder, nnx.Param)

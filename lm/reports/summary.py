@@ -191,11 +191,14 @@ def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
     The names are "compute", "size and tokens" and "isoFLOP".
     """
     y = comparability.loss_column(rows)
-    joint, refusal = estimation.try_fit(power_laws.chinchilla, rows, y=y)
+    joint_refusal = run_selection.refuse_joint_law(rows)
+    # A law that will be refused needs no intervals, which require most of the time.
+    options = {"bootstrap": 0} if joint_refusal else {}
+    joint, refusal = estimation.try_fit(power_laws.chinchilla, rows, y=y, **options)
     if joint and joint.max_off_line_factor is not None:
         joint, refusal = None, "all runs have the same relation of N and D: vary tokens per size"
-    if joint and run_selection.refuse_joint_law(rows):
-        joint, refusal = None, run_selection.refuse_joint_law(rows)
+    if joint and joint_refusal:
+        joint, refusal = None, joint_refusal
     return {
         "compute": fit_compute_law(rows),
         "size and tokens": (joint, refusal),

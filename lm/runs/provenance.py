@@ -87,23 +87,26 @@ def source_files(module: str) -> dict[str, str]:
     skipped: it gives access to every module and would make all hashes equal.
     """
     texts: dict[str, str] = {}
-    pending = [module]
+    pending, visited = [module], {PACKAGE}
     while pending:
         name = pending.pop()
-        file = _module_file(name)
-        if name in texts or name == PACKAGE or file is None:
+        if name in visited:
             continue
-        texts[name], imported = _parse(file)
-        pending += [*imported, name.rpartition(".")[0]]
+        visited.add(name)
+        if file := _module_file(name):
+            texts[name], imported = _parse(file)
+            pending += [*imported, name.rpartition(".")[0]]
     return texts
 
 
 def _module_file(module: str) -> pathlib.Path | None:
     """Return the file of a module of the package, None if there is no such module."""
     root, *names = module.split(".")
+    if root != PACKAGE:
+        return None
     path = PACKAGE_DIR.joinpath(*names)
     files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
-    return next((file for file in files if root == PACKAGE and file.exists()), None)
+    return next((file for file in files if file.exists()), None)
 
 
 @functools.cache

@@ -123,6 +123,7 @@ def attacked(tmp_path_factory) -> subjects.Subjects:
     return subjects.build(tmp_path_factory.mktemp("attack"), n_runs=1)
 
 
+@pytest.mark.slow  # test_faults.py has a quick test of a killed run
 def test_killed_training_resumes_to_the_same_bits(attacked):
     folder = attacked.copy("prepared")
     options = children.Options(children.Moment(signal.SIGKILL, 40))

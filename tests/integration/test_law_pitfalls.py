@@ -4,6 +4,7 @@ The rows are in notebooks/data/published, or synthetic.
 """
 
 import csv
+import dataclasses
 import functools
 import json
 import pathlib
@@ -104,6 +105,7 @@ def test_05_huber_delta_is_printed_and_changes_the_fit():
     squares = power_laws.chinchilla(
         rows(), **NAMES, where=INCLUDED, loss="log_squares", bootstrap=0
     )
+    narrow.backtester = None  # it would be computed to print the fit
     assert narrow.params["beta"] == pytest.approx(absolute.params["beta"], abs=1e-3)
     assert wide.params == pytest.approx(squares.params, rel=1e-5)
     assert "huber delta 1e-07" in str(narrow)
@@ -120,6 +122,7 @@ def test_06_squares_and_huber_are_different_estimators():
         )
         for loss in ("huber", "squares")
     )
+    squares.backtester = None  # it would be computed to print the fit
     assert huber.params["beta"] == pytest.approx(0.396, abs=1e-3)
     assert squares.params["beta"] == pytest.approx(0.459, abs=1e-3)
     assert "sum of squares" in str(squares)
@@ -163,7 +166,8 @@ def test_10_nominal_budgets_change_the_exponent():
 
 
 def test_11_parameters_are_stored_with_all_digits():
-    stored = json.loads(json.dumps(headline().to_dict()))["params"]
+    without_score = dataclasses.replace(headline(), backtester=None)
+    stored = json.loads(json.dumps(without_score.to_dict()))["params"]
     assert stored == headline().params
     rounded = {k: float(f"{v:.2g}") for k, v in stored.items()}
     n, d = headline().x

@@ -120,6 +120,7 @@ def test_first_law_explains_an_unfinished_sweep(tmp_path, monkeypatch):
     assert any("0 of 6" in text for text in markdown_texts(outputs))
 
 
+@pytest.mark.slow
 def test_abilities_follows_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     outputs = execute(path_of("abilities"), made_up_sweep.sweep(tmp_path), monkeypatch)
     text = printed_text(outputs)
@@ -159,6 +160,7 @@ def test_design_notebook_plans_from_a_sweep(tmp_path, monkeypatch):
     assert "next run: N = " in text and "gpu:h100:8" in html_tables(outputs)[0]
 
 
+@pytest.mark.slow
 def test_transfer_draws_all_three_sweeps(tmp_path, monkeypatch):
     made_up_sweep.tuned(tmp_path)
     outputs = execute(path_of("transfer"), tmp_path, monkeypatch)
@@ -171,6 +173,7 @@ def test_transfer_draws_all_three_sweeps(tmp_path, monkeypatch):
     assert "0.200 ± 0.030, with 0.800" in text
 
 
+@pytest.mark.slow
 def test_learning_rates_find_the_known_exponents(tmp_path, monkeypatch):
     outputs = execute(path_of("learning_rate_transfer"), made_up_sweep.rates(tmp_path), monkeypatch)
     text = printed_text(outputs)
@@ -184,6 +187,7 @@ def test_learning_rates_find_the_known_exponents(tmp_path, monkeypatch):
     assert "step law" in text
 
 
+@pytest.mark.slow
 def test_compute_optimal_fits_a_sweep_with_a_known_law(tmp_path, monkeypatch):
     outputs = execute(path_of("compute_optimal"), made_up_sweep.isoflop(tmp_path), monkeypatch)
     text = printed_text(outputs)
@@ -191,6 +195,7 @@ def test_compute_optimal_fits_a_sweep_with_a_known_law(tmp_path, monkeypatch):
     assert "24 runs" in text and text.count("best size") == 4 and "Akima: N* = " in text
 
 
+@pytest.mark.slow
 def test_checkpoints_branches_and_exports_a_run(tiny, monkeypatch):
     """The notebook changes no file of the run, except pins that protect its checkpoints."""
     loop.train(tiny)

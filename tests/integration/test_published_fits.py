@@ -256,6 +256,7 @@ def test_all_public_names_are_documented():
         assert name in (laws.__doc__ or ""), name
 
 
+@pytest.mark.slow
 def test_published_notebook_draws_its_figures(monkeypatch):
     path = DATA.parent.parent / "03_published_laws.ipynb"
     monkeypatch.setenv("PYTHONPATH", str(path.parent.parent))

@@ -23,7 +23,7 @@ from lm.data import corpus
 from lm.data.prepared import corpus_manifest
 
 N_SOURCES = 300
-N_QUICK_SOURCES = 60
+N_QUICK_SOURCES = 30
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 COMPRESSIONS = {
     "": bytes,
@@ -248,11 +248,6 @@ def check_sources(seeds, folder: Path) -> collections.Counter:
         (folder / str(seed)).mkdir()
         results[check_source(seed, folder / str(seed))] += 1
     return results
-
-
-@pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def test_mutated_source_is_prepared_or_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import io
 import itertools
 import json
@@ -10,13 +11,10 @@ import re
 import textwrap
 import tokenize
 
-import pytest
-
 from lm.config import flops, schema
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(p for top in ("lm", "experiments", "configs") for p in (ROOT / top).rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += [*ROOT.glob("experiments/*.md"), *ROOT.glob("configs/*.md")]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -57,6 +55,18 @@ def relative(path: pathlib.Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def trees() -> dict[pathlib.Path, ast.Module]:
+    """Return the syntax tree of each file."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def failures(paths, find_problems) -> dict[str, object]:
+    """Return {path: problems} of the files with problems. One test checks all files."""
+    problems = {relative(path): find_problems(path) for path in paths}
+    return {path: result for path, result in problems.items() if result}
+
+
 def docstring_nodes(tree: ast.Module):
     """Yield the module and each class and function that has a docstring."""
     for node in ast.walk(tree):
@@ -94,28 +104,31 @@ def comments(path: pathlib.Path):
     return [token.string for token in tokens if token.type == tokenize.COMMENT]
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_docstrings_open_with_a_plain_word(path):
-    nodes = docstring_nodes(TREES[path])
-    first_words = {(ast.get_docstring(node) or "").split()[0] for node in nodes}
-    assert not first_words & FORBIDDEN_OPENINGS
+def test_docstrings_open_with_a_plain_word():
+    def openings(path):
+        nodes = docstring_nodes(trees()[path])
+        return {(ast.get_docstring(node) or "").split()[0] for node in nodes} & FORBIDDEN_OPENINGS
+
+    assert not failures(FILES, openings)
 
 
 def test_every_file_has_a_docstring():
-    assert not [relative(path) for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    assert not [relative(path) for path, tree in trees().items() if not ast.get_docstring(tree)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_private_terms_are_not_used(path):
-    names = {name.lower().strip("_") for name in identifiers(TREES[path])}
-    words = {word.lower() for text in messages(TREES[path]) for word in re.findall(r"\w+", text)}
-    assert not names & (PRIVATE_TERMS | VAGUE_NAMES)
-    assert not words & PRIVATE_TERMS
+def test_private_terms_are_not_used():
+    def terms(path):
+        tree = trees()[path]
+        names = {name.lower().strip("_") for name in identifiers(tree)}
+        words = {word.lower() for text in messages(tree) for word in re.findall(r"\w+", text)}
+        return names & (PRIVATE_TERMS | VAGUE_NAMES) | words & PRIVATE_TERMS
+
+    assert not failures(FILES, terms)
 
 
 def test_public_names_are_unique_in_a_package():
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         parts = path.relative_to(ROOT).parts
         if parts[0] != "lm" or len(parts) < 3:
             continue
@@ -132,25 +145,31 @@ def test_file_names_are_unique_in_lm():
     assert not [name for name, count in names.items() if count > 1]
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_files_and_functions_are_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-    for node in ast.walk(TREES[path]):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+def test_files_and_functions_are_short():
+    def long_parts(path):
+        n_lines = len(path.read_text(encoding="utf-8").splitlines())
+        return [n_lines] * (n_lines > 400) + [
+            node.name
+            for node in ast.walk(trees()[path])
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            and (node.end_lineno or 0) - node.lineno >= 60
+        ]
+
+    assert not failures(FILES, long_parts)
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_imports_have_no_alias(path):
-    for node in ast.walk(TREES[path]):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            aliases = {(name.name, name.asname) for name in node.names if name.asname}
-            assert aliases <= {
-                ("numpy", "np"),
-                ("jax.numpy", "jnp"),
-                ("write_report", "report"),
-                ("compare_rows", "compare"),
-            }
+def test_imports_have_no_alias():
+    permitted = {("numpy", "np"), ("jax.numpy", "jnp")}
+    permitted |= {("write_report", "report"), ("compare_rows", "compare")}
+
+    def aliases(path):
+        imports = (
+            n for n in ast.walk(trees()[path]) if isinstance(n, (ast.Import, ast.ImportFrom))
+        )
+        names = {(name.name, name.asname) for node in imports for name in node.names if name.asname}
+        return names - permitted
+
+    assert not failures(FILES, aliases)
 
 
 def test_readme_is_short():
@@ -162,10 +181,11 @@ def test_readme_is_short():
 # --- References in prose ---
 
 
+@functools.cache
 def module_names() -> dict[str, set[str]]:
     """Return the names that each file of lm defines or imports, by the name of the file."""
     names: dict[str, set[str]] = {}
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         if not path.is_relative_to(ROOT / "lm"):
             continue
         module = path.parent.name if path.stem == "__init__" else path.stem
@@ -185,10 +205,13 @@ def module_names() -> dict[str, set[str]]:
     return names
 
 
-NAMES = module_names()
+@functools.cache
+def row_columns() -> set[str]:
+    """Return the columns of a row, whose names have a dot. The code has most of them as strings."""
+    return set(flops.run_facts(schema.Run())).union(*map(messages, trees().values()))
+
+
 CONFIG_FIELDS = set(schema.flatten(schema.Run()))
-# Columns of a row have names with a dot. The code contains most of them as strings.
-COLUMNS = set(flops.run_facts(schema.Run())).union(*map(messages, TREES.values()))
 REFERENCE = re.compile(r"(?<![\w./-])([a-z_]+)\.([A-Za-z_]\w*)")
 EXAMPLE_VARIABLE = re.compile(r"^ {4}.*?\b(?:(\w+) = |as (\w+):)", re.MULTILINE)
 PATH = re.compile(r"(?<![\w/.*-])((?:lm|tests|experiments|configs|notebooks)/[\w/.-]*\w)")
@@ -204,9 +227,9 @@ def unresolved(text: str) -> list[str]:
     for module, name in REFERENCE.findall(text):
         reference = f"{module}.{name}"
         is_config = any(f"{field}.".startswith(f"{reference}.") for field in CONFIG_FIELDS)
-        if is_config or reference in COLUMNS or module in variables:
+        if is_config or reference in row_columns() or module in variables:
             continue
-        if module in NAMES and name not in NAMES[module] | FILE_ENDINGS:
+        if module in module_names() and name not in module_names()[module] | FILE_ENDINGS:
             missing.append(reference)
     missing += [path for path in PATH.findall(text) if not (ROOT / path).exists()]
     return missing
@@ -216,44 +239,62 @@ def unresolved(text: str) -> list[str]:
 VARIABLES = {"fit", "data"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_references_in_docstrings_and_comments_exist(path):
-    texts = [ast.get_docstring(node) or "" for node in docstring_nodes(TREES[path])]
-    missing = [r for text in [*texts, *comments(path)] for r in unresolved(text)]
-    assert not [r for r in missing if r.split(".")[0] not in VARIABLES]
+def test_references_in_docstrings_and_comments_exist():
+    def missing(path):
+        texts = [ast.get_docstring(node) or "" for node in docstring_nodes(trees()[path])]
+        references = [r for text in [*texts, *comments(path)] for r in unresolved(text)]
+        return [r for r in references if r.split(".")[0] not in VARIABLES]
+
+    assert not failures(FILES, missing)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=relative)
-def test_references_in_pages_exist(path):
-    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    if path.name == "CHANGELOG.md":  # it names what was removed
-        text = "\n".join(PATH.findall(text))
-    quoted = "\n".join(re.findall(r"`([^`]*)`", text)) + "\n" + "\n".join(PATH.findall(text))
-    assert not [r for r in unresolved(quoted) if r.split(".")[0] not in VARIABLES]
+def test_references_in_pages_exist():
+    def missing(path):
+        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        if path.name == "CHANGELOG.md":  # it names what was removed
+            text = "\n".join(PATH.findall(text))
+        quoted = "\n".join(re.findall(r"`([^`]*)`", text)) + "\n" + "\n".join(PATH.findall(text))
+        return [r for r in unresolved(quoted) if r.split(".")[0] not in VARIABLES]
+
+    assert not failures(PAGES, missing)
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_code_in_docstrings_compiles(path):
-    for node in docstring_nodes(TREES[path]):
-        text = ast.get_docstring(node) or ""
-        for block in re.findall(
-            r"(?:^(?: {4}.*)?\n)+|(?:^ {4}.*(?:\n|\Z))+", text + "\n", re.MULTILINE
-        ):
-            code = textwrap.dedent(block).strip("\n")
-            if CODE_START.match(code):
-                ast.parse(code)
+def is_code(text: str) -> bool:
+    """Return True if Python can parse a text."""
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
-def test_notebooks_name_existing_modules(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = "".join("".join(c["source"]) + "\n" for c in cells if c["cell_type"] == "code")
-    code = re.sub(r"^%.*$", "", code, flags=re.MULTILINE)
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lm":
-            package = ROOT / (node.module or "").replace(".", "/")
-            for alias in node.names:
-                is_module = (package / f"{alias.name}.py").exists() or (
-                    package / alias.name
-                ).is_dir()
-                assert is_module or alias.name in NAMES[package.name], alias.name
+def test_code_in_docstrings_compiles():
+    def invalid_code(path):
+        texts = [ast.get_docstring(node) or "" for node in docstring_nodes(trees()[path])]
+        pattern = re.compile(r"(?:^(?: {4}.*)?\n)+|(?:^ {4}.*(?:\n|\Z))+", re.MULTILINE)
+        blocks = [block for text in texts for block in pattern.findall(text + "\n")]
+        code = [textwrap.dedent(block).strip("\n") for block in blocks]
+        return [text for text in code if CODE_START.match(text) and not is_code(text)]
+
+    assert not failures(FILES, invalid_code)
+
+
+def test_notebooks_name_existing_modules():
+    def missing(path):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "".join("".join(c["source"]) + "\n" for c in cells if c["cell_type"] == "code")
+        code = re.sub(r"^%.*$", "", code, flags=re.MULTILINE)
+        names = []
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lm":
+                package = ROOT / (node.module or "").replace(".", "/")
+                names += [
+                    alias.name
+                    for alias in node.names
+                    if not (package / f"{alias.name}.py").exists()
+                    and not (package / alias.name).is_dir()
+                    and alias.name not in module_names()[package.name]
+                ]
+        return names
+
+    assert not failures(NOTEBOOKS, missing)

@@ -6,9 +6,11 @@ import shutil
 
 import pytest
 from fixtures import made_up_sweep
+from markupsafe import Markup
 
 from lm.reports import figures, html, report, summary
 from lm.reports.plots import style
+from lm.reports.sections import forecast_section
 from lm.runs import json_files, provenance, records, task_results
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -27,8 +29,15 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def page_only(monkeypatch):
-    """Do not write the files of figures, which require most of the time and have their own test."""
+    """Do not write the files of figures and no forecasts, which have their own tests."""
     monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
+    monkeypatch.setattr(forecast_section, "loss_forecasts", lambda sweep: Markup())
+
+
+@pytest.fixture
+def text_only(page_only, monkeypatch):
+    """Draw no figures, which require most of the time, for tests of the text beside them."""
+    monkeypatch.setattr(figures, "all_figures", lambda sweep: {})
 
 
 def visible_text(text: str) -> str:
@@ -42,7 +51,7 @@ def page_text(folder) -> str:
     return visible_text(report.write_report(folder).read_text(encoding="utf-8"))
 
 
-def test_report_path_may_be_text(tmp_path, page_only):
+def test_report_path_may_be_text(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path)
     assert report.write_report(str(folder)) == folder / "report.html"
     assert (folder / "report.html").exists()
@@ -65,14 +74,15 @@ def test_page_has_task_verdicts_and_correlations(finished):
     assert [phrase for phrase in expected if phrase not in text.replace("Rank", "rank")] == []
 
 
-def test_page_has_predicted_task_accuracies(tmp_path, page_only):
+def test_page_has_predicted_task_accuracies(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path)
     prediction = {"copy?length=4": {"value": 0.87, "lo": 0.7, "hi": 1.0}}
     prediction["modular"] = {"refused": "at chance"}
     stored = json_files.read_object(folder / "prediction.json")
     json_files.write_object(folder / "prediction.json", stored | {"tasks": prediction})
     text = page_text(folder)
-    assert "predicted_tasks" in figures.all_figures(summary.load_summary(folder))
+    drawing = figures.available_figures(summary.load_summary(folder))["predicted_tasks"]
+    assert drawing.draw().axes
     assert "0.87 [0.70, 1.00]" in text and "predicted for the target" in text
 
 
@@ -142,7 +152,7 @@ def test_hostile_names_and_reasons_are_escaped(tmp_path, page_only):
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 5
 
 
-def test_changed_law_is_reported(finished, tmp_path, page_only):
+def test_changed_law_is_reported(finished, tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path)
     expected = "runs changed after the prediction"
     assert expected not in finished[1]
@@ -161,11 +171,8 @@ def test_verify_finds_changed_runs(finished, tmp_path):
     records.append_record(changed / "30K" / "evals.jsonl", stored | {"loss": stored["loss"] * 1.02})
     lines = figures.verify_figure(figure, changed)
     assert [line.split(":")[0] for line in lines] == ["run toy/30K changed", "law"]
-    style.save_figure(
-        figures.all_figures(summary.load_summary(folder))["loss"][0],
-        tmp_path / "x",
-        {"figure": "y"},
-    )
+    drawing = figures.available_figures(summary.load_summary(folder))["loss"]
+    style.save_figure(drawing.draw(), tmp_path / "x", {"figure": "y"})
     assert "'y'" in figures.verify_figure(tmp_path / "x.png", folder)[0]
 
 
@@ -195,15 +202,15 @@ def test_every_law_has_intervals_or_a_reason(finished):
     assert "refused: only 0 budgets have a minimum" in text
 
 
-def test_events_are_listed_and_escaped(tmp_path, page_only):
+def test_events_are_listed_and_escaped(finished, tmp_path, text_only):
+    assert "No events." in finished[1]
     folder = made_up_sweep.sweep(tmp_path)
-    assert "No events." in report.write_report(folder).read_text(encoding="utf-8")
     records.log_event(folder / "30K", 2, 40, "damaged", f"checkpoint 40 is damaged {HOSTILE}")
     text = report.write_report(folder).read_text(encoding="utf-8")
     assert "checkpoint 40 is damaged" in visible_text(text) and HOSTILE not in text
 
 
-def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, page_only):
+def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path)
     stored = json_files.read_object(folder / "prediction.json")
     joint = {"value": 1.4, "lo": 1.3, "hi": 1.5, "level": 0.95}
@@ -220,7 +227,7 @@ def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, page_only):
     assert "The law of size and tokens gave no prediction: too few." in text
 
 
-def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, page_only):
+def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     flops = records.read_facts(folder / "30K")["flops"]
     config = json_files.read_object(folder / "60K" / "config.json")
@@ -235,7 +242,7 @@ def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, page_only):
     assert summary.incremental_flops(row) == total_flops - flops
 
 
-def test_runs_on_other_token_budgets_are_excluded(tmp_path, page_only):
+def test_runs_on_other_token_budgets_are_excluded(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     for size in made_up_sweep.SIZES:
         shutil.copytree(folder / size, folder / f"{size}-short")
@@ -276,9 +283,10 @@ def add_other_run(folder, loss=0.15):
     records.append_record(folder / "tuned" / "evals.jsonl", stored | {"loss": loss})
 
 
-def test_other_runs_do_not_change_the_report(tmp_path, page_only):
-    folder = made_up_sweep.sweep(tmp_path)
-    before = page_text(folder)
+def test_other_runs_do_not_change_the_report(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
+    folder = shutil.copytree(finished[0], tmp_path / "toy")
+    before = visible_text(finished[1].replace(str(finished[0]), str(folder)))
     add_other_run(folder)
     after = page_text(folder)
     note = f"1 run here is not part of this sweep: {folder / 'tuned'} (done)"
@@ -288,7 +296,7 @@ def test_other_runs_do_not_change_the_report(tmp_path, page_only):
     assert all("tuned" not in law.data.names for law, _ in sweep.laws.values() if law)
 
 
-def test_laws_of_a_folder_with_several_corpora_are_refused(tmp_path, page_only):
+def test_laws_of_a_folder_with_several_corpora_are_refused(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     add_other_run(folder)
     (folder / "sweep.json").unlink()
@@ -325,7 +333,7 @@ def test_page_of_few_runs_never_shows_nan(tmp_path, page_only, n_runs, status):
     assert not re.search(r"\b(nan|inf|NaN)\b", shown)
 
 
-def test_prediction_without_an_interval_is_stated(tmp_path, page_only):
+def test_prediction_without_an_interval_is_stated(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path)
     stored = json_files.read_object(folder / "prediction.json")
     for bounds in ({"lo": None, "hi": None}, {"lo": "nan", "hi": "nan"}):
@@ -335,9 +343,10 @@ def test_prediction_without_an_interval_is_stated(tmp_path, page_only):
         assert "The prediction has no interval to compare the result with." in text
 
 
-def test_fixed_tokens_have_no_law_of_compute(tmp_path):
+def test_fixed_tokens_have_no_law_of_compute(finished, tmp_path):
+    """The tokens of the finished sweep are in proportion to the size."""
+    assert summary.load_summary(finished[0]).laws["compute"][0]
     folder = made_up_sweep.sweep(tmp_path)
-    assert summary.load_summary(folder).laws["compute"][0]  # tokens in proportion to the size
     for size in made_up_sweep.SIZES:
         facts = records.read_facts(folder / size)
         flops = facts["flops"] / facts["tokens"] * 2_000_000
@@ -357,7 +366,7 @@ def test_law_of_compute_uses_the_frontier_of_several_budgets():
     assert fit.n < len(ladder.finished) and losses == sorted(losses, reverse=True)
 
 
-def test_truncated_and_skipped_prompts_are_counted(tmp_path, page_only):
+def test_truncated_and_skipped_prompts_are_counted(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path)
     results = {"task.modular.n_truncated": 31, "task.modular.n_skipped": 0}
     results |= {"task.copy?length=4.n_skipped": 5}
@@ -396,7 +405,7 @@ def test_committed_ladder_marks_wrongly_scored_tasks():
     assert sweep.prediction and not any("brackets" in task for task in sweep.prediction["tasks"])
 
 
-def test_held_out_documents_are_counted_per_source(tmp_path, page_only):
+def test_held_out_documents_are_counted_per_source(tmp_path, text_only):
     folder = made_up_sweep.sweep(tmp_path)
     assert "Sources: code, docs. These runs do not record the number of held-out" in page_text(
         folder

@@ -75,6 +75,7 @@ def test_changes_of_muon_are_constant_under_mup(exponents):
         assert -0.2 < mup[part] < 0.2, (part, mup)
 
 
+@pytest.mark.slow
 def test_changes_of_muon_do_not_grow_with_depth(exponents):
     completep = exponents("completep", depth=12, name="muon")
     assert all(-0.6 < slope < 0.4 for slope in completep.values()), completep

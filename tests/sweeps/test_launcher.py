@@ -6,6 +6,7 @@ import json
 
 import jax
 import pytest
+from fixtures import predicted_sweep, verified_sweep
 
 from lm.config import flops, model_sizes, schema
 from lm.data import dataset
@@ -18,6 +19,7 @@ from lm.training import loop
 
 @pytest.fixture
 def sweep(tiny) -> list[schema.Run]:
+    """Return five runs of different sizes. The second one is the target."""
     runs = []
     for size, d_ff in (("a", 16), ("b", 24), ("c", 32), ("d", 48), ("e", 64)):
         model = dataclasses.replace(tiny.model, d_ff=d_ff, n_layers=1)
@@ -35,15 +37,17 @@ def read_prediction(sweep: list[schema.Run]) -> dict | None:
 
 
 def test_pending_runs_train_and_target_is_predicted_first(sweep, monkeypatch):
+    """The records of finished runs replace their training."""
     order = []
     prediction_at_start = {}
-    train = loop.train
+    sweep = [dataclasses.replace(run, steps=verified_sweep.STEPS) for run in sweep]
 
-    def spy(run, *reports):
+    def train(run, *reports):
         prediction_at_start[run.name] = read_prediction(sweep)
-        return train(run, *reports)
+        predicted_sweep.write_records(run)
 
-    monkeypatch.setattr(loop, "train", spy)
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(records, "current_time", predicted_sweep.Clock())
     launcher.validate_sweep(sweep)
     assert [run.name for run in launcher.pending(sweep)] == ["s/a", "s/c", "s/d", "s/e", "s/b"]
     launcher.run_pending(sweep, on_start=lambda run: order.append(run.name))

@@ -1,5 +1,7 @@
 """Tests of the envelope of learning curves."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from fixtures.learning_curves import curves, loss
@@ -7,10 +9,13 @@ from scipy import spatial
 
 from lm.laws.forms import learning_curve_envelope
 
+# The default number of points is 1500, for curves with more evaluations.
+COLUMNS: dict[str, Any] = {"n": "params", "y": "loss", "points": 300}
+
 
 @pytest.mark.parametrize("hull", ["lower", "convex"])
 def test_envelope_has_the_exponent_of_the_best_split(hull):
-    fit = learning_curve_envelope.envelope(curves(), n="params", y="loss", hull=hull)
+    fit = learning_curve_envelope.envelope(curves(), **COLUMNS, hull=hull, bootstrap=0)
     assert fit.params["exponent"] == pytest.approx(0.3 / 0.64, abs=0.02)
     assert fit.n_runs <= 13
 
@@ -27,9 +32,7 @@ def test_convex_envelope_equals_that_of_scipy():
 
 
 def test_envelope_at_the_edge_has_a_warning():
-    fit = learning_curve_envelope.envelope(
-        curves(), n="params", y="loss", bootstrap=0, edges="keep"
-    )
+    fit = learning_curve_envelope.envelope(curves(), **COLUMNS, bootstrap=0, edges="keep")
     assert any("smallest or largest model" in text for text in fit.warnings)
 
 
@@ -70,7 +73,7 @@ def test_each_resample_of_runs_has_its_own_envelope(hull, n_runs):
 
 def test_edges_are_dropped_for_tokens_as_for_parameters():
     by_n, by_d = (
-        learning_curve_envelope.envelope(curves(), n=n, y="loss", bootstrap=0)
+        learning_curve_envelope.envelope(curves(), **COLUMNS | {"n": n}, bootstrap=0)
         for n in ("params", "tokens")
     )
     assert by_n.params["exponent"] + by_d.params["exponent"] == pytest.approx(1)

@@ -70,9 +70,15 @@ FITS = {
 }  # fmt: skip
 
 
+@functools.cache
+def fit_law(name: str) -> Any:
+    """Return a fit of FITS with its back-test. Tests must not change it."""
+    return FITS[name]()
+
+
 @pytest.mark.parametrize("name", FITS)
 def test_loaded_fit_predicts_and_prints_like_the_saved_fit(name, tmp_path):
-    fit = FITS[name]()
+    fit = fit_law(name)
     fit.save(tmp_path / "fit.json")
     loaded = laws.load_fit(tmp_path / "fit.json")
     assert str(loaded) == str(fit)
@@ -91,7 +97,7 @@ def test_loaded_fit_predicts_and_prints_like_the_saved_fit(name, tmp_path):
 
 
 def test_loaded_law_allocates_a_budget(tmp_path):
-    fit = FITS["chinchilla"]()
+    fit = fit_law("chinchilla")
     fit.save(tmp_path / "fit.json")
     assert laws.allocation(laws.load_fit(tmp_path / "fit.json"), 1e21) == laws.allocation(fit, 1e21)
 

@@ -45,6 +45,12 @@ def every_figure(toy, theme=style.LIGHT):
     }
 
 
+@pytest.fixture(scope="module")
+def light_figures(toy):
+    """Return every_figure in the light theme. Tests must not change the figures."""
+    return every_figure(toy)
+
+
 def tips(figure) -> list[str]:
     """Return the tooltips of a figure."""
     svg, _ = style.to_inline_svg(figure)
@@ -56,8 +62,9 @@ def line_with_label(axes, label):
 
 
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
-def test_every_figure_states_n_and_units_and_uses_its_theme(toy, theme):
-    for name, figure in every_figure(toy, theme).items():
+def test_every_figure_states_n_and_units_and_uses_its_theme(toy, light_figures, theme):
+    figures = light_figures if theme is style.LIGHT else every_figure(toy, theme)
+    for name, figure in figures.items():
         axes = figure.axes[0]
         assert re.search(r"n = [1-9]\d* runs?\b", figure.get_supxlabel()), name
         assert axes.get_xlabel() or name == "tasks", name
@@ -66,8 +73,8 @@ def test_every_figure_states_n_and_units_and_uses_its_theme(toy, theme):
         figure.draw_without_rendering()
 
 
-def test_losses_have_log_axes(toy):
-    figures = every_figure(toy)
+def test_losses_have_log_axes(toy, light_figures):
+    figures = light_figures
     for name in ("params", "compute", "curves", "sources"):
         axes = figures[name].axes[0]
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log"), name
@@ -124,8 +131,8 @@ def test_wide_interval_does_not_compress_the_runs(toy):
     assert high < 3 * max(row["eval.loss"] for row in rows)
 
 
-def test_diverged_run_has_a_curve_but_no_point(toy):
-    figures = every_figure(toy)
+def test_diverged_run_has_a_curve_but_no_point(toy, light_figures):
+    figures = light_figures
     assert not [tip for tip in tips(figures["params"]) if tip.startswith("60K")]
     assert "60K, diverged" in tips(figures["curves"])
 
@@ -148,9 +155,9 @@ def test_target_is_drawn_before_it_starts(toy):
     assert "predicted" in " ".join(tips(figure)) and "measured" not in " ".join(tips(figure))
 
 
-def test_size_has_one_color_in_every_figure(toy):
+def test_size_has_one_color_in_every_figure(toy, light_figures):
     color = style.size_colors(toy[0])["toy/700K"]
-    figures = every_figure(toy)
+    figures = light_figures
     for name in ("params", "compute", "ability", "sources", "predicted"):
         lines = [artist for axes in figures[name].axes for artist in axes.get_lines()]
         markers = [artist for artist in lines if str(artist.get_gid()).startswith("tip:700K:")]
