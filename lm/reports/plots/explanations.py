@@ -10,6 +10,10 @@ EXPLANATIONS = {
         "Where the line is dashed, the law is extrapolated: the gray band shows how far it may be"
         " wrong.",
     ),
+    "loss without law": (
+        "Each point is the held-out loss of a finished run.",
+        "There is no law yet, and the section gives the reason.",
+    ),
     "compute": (
         "The same losses against the compute that each run used.",
         "Runs near the lower edge spend their compute best.",
@@ -74,8 +78,8 @@ EXPLANATIONS = {
     ),
     "tasks_vs_loss": (
         "Accuracy against held-out loss, which falls to the right.",
-        "If open and filled markers share one curve, the loss decides the accuracy and the size"
-        " does not matter.",
+        "If runs of all sizes and token budgets share one curve, the loss alone decides the"
+        " accuracy.",
     ),
     "tuned": (
         "The score of each tuned task against size, from pre-trained weights and from scratch.",
