@@ -22,9 +22,10 @@ METHOD_NAMES = {
 }
 NOTE = (
     "Two-step: size predicts the loss, and the loss predicts the score. Direct: size and tokens"
-    " predict the score. The probability of a task is that of being above baseline, after the correction for the number"
-    " of tasks. The Brier score is the mean squared error of the probabilities: 0 is perfect, and"
-    " 0.25 is a coin. The back-test predicts the largest fitted sizes from smaller ones."
+    " predict the score. The probability of a task is that of being above baseline, after the"
+    " correction for the number of tasks. The Brier score is the mean squared error of the"
+    " probabilities: 0 is perfect, and 0.25 is a coin. The back-test predicts the largest fitted"
+    " sizes from smaller ones."
 )
 
 
