@@ -10,10 +10,6 @@ EXPLANATIONS = {
         "Where the line is dashed, the law is extrapolated: the gray band shows how far it may be"
         " wrong.",
     ),
-    "loss without law": (
-        "Each point is the held-out loss of a finished run.",
-        "There is no law yet, and the section gives the reason.",
-    ),
     "compute": (
         "The same losses against the compute that each run used.",
         "Runs near the lower edge spend their compute best.",
@@ -116,6 +112,16 @@ EXPLANATIONS = {
 }
 
 
-def explain_figure(name: str) -> str:
-    """Return the two sentences about a figure, "" for an unknown figure."""
-    return " ".join(EXPLANATIONS.get(name, ()))
+LOSS_WITHOUT_LAW = (
+    "Each point is the held-out loss of a finished run.",
+    "There is no law yet, and the section gives the reason.",
+)
+
+
+def explain_figure(name: str, has_law: bool = True) -> str:
+    """Return the two sentences about a figure, "" for an unknown figure.
+
+    has_law: False if the sweep has no law of size, so the figure of the loss has points alone.
+    """
+    sentences = LOSS_WITHOUT_LAW if name == "loss" and not has_law else EXPLANATIONS.get(name, ())
+    return " ".join(sentences)
