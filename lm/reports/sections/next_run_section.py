@@ -42,7 +42,8 @@ class NextRuns:
     def describe_target(self) -> str:
         """Return the target as text, such as N = 5M."""
         inputs = ", ".join(f"{k} = {style.format_si(v)}" for k, v in self.target.items())
-        kind = "the target of the sweep" if self.is_sweep_target else "ten times the largest run"
+        largest = "ten times the largest fitted run"
+        kind = "the target of the sweep" if self.is_sweep_target else largest
         return f"{inputs} ({kind})"
 
 
@@ -225,7 +226,7 @@ def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
         f"train about {style.format_si(ruled_size)} parameters without embeddings on"
         f" {style.format_si(TOKENS_PER_PARAMETER * ruled_size)} tokens. This is the published rule"
         f" of {TOKENS_PER_PARAMETER} tokens per parameter (Hoffmann et al. 2022), for which the law"
-        f" of size predicts no loss. {unknown} On only {style.format_si(tokens)} tokens, as the"
+        f" of size predicts no loss. {unknown} On only {style.format_si(tokens)} tokens, like the"
         f" largest run, the same FLOPs train about {style.format_si(size)} parameters, with a"
         f" predicted loss of {prediction}."
     )

@@ -1,6 +1,6 @@
 """Section of the report about the prediction for the largest run, and its result."""
 
-import collections
+from collections import Counter
 from typing import Any
 
 from markupsafe import Markup
@@ -32,8 +32,7 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
         return html.paragraph(f"No prediction was stored{reason}.", "muted")
     by_law = {"size alone": sweep.prediction, "size and tokens": sweep.prediction.get("joint", {})}
     lines, notes = [], []
-    sizes = collections.defaultdict(float)
-    sizes |= {row["name"]: row.get(records.N_PARAMS) or 0.0 for row in sweep.rows}
+    sizes = {row["name"]: row.get(records.N_PARAMS) or 0.0 for row in sweep.rows}
     for law, prediction in by_law.items():
         fitted = [row for row in sweep.rows if row["name"] in prediction.get("runs", ())]
         refusal = run_selection.refuse_joint_law(fitted) if law == "size and tokens" else ""
@@ -41,7 +40,7 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
             notes.append(f"The stored prediction of the law of {law} is not shown: {refusal}.")
         elif records.is_finite(prediction.get("value")):
             lines.append(_prediction(sweep, law, prediction))
-            names = sorted(prediction.get("runs", ()), key=sizes.get)
+            names = sorted(prediction.get("runs", ()), key=lambda name: sizes.get(name, 0.0))
             runs = ", ".join(elements.short_run_name({"name": name}) for name in names)
             notes.append(f"The law of {law} was fitted to {runs}.")
             if records.is_finite(prediction.get("lo_if_form_right")):
@@ -61,8 +60,12 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
 def _audit(sweep: summary.SweepSummary) -> Markup:
     """Return the hash of the prediction, the number of its verified links, and contradictions."""
     links = prediction_audit.audit_prediction(sweep.path, should_refit=False)
-    n_links = collections.Counter(link.status for link in links)
-    counts = ", ".join(f"{n_links[status]} {status}" for status in prediction_chain.STATUSES)
+    n_links = Counter(link.status for link in links)
+    plurals = {prediction_chain.CONTRADICTION: "contradictions"}
+    counts = ", ".join(
+        f"{n_links[status]} {status if n_links[status] == 1 else plurals.get(status, status)}"
+        for status in prediction_chain.STATUSES
+    )
     text = (
         "Audit of the chain from the fitted runs over the prediction to the result, in links:"
         f" {counts}. SHA-256 of the prediction:"

@@ -264,7 +264,7 @@ def _started(sweep: summary.SweepSummary) -> str:
 def _fact_text(value) -> str:
     """Return a recorded fact as text: numbers with four digits, dictionaries as lists."""
     if isinstance(value, float):
-        return style.format_si(value) if abs(value) >= 1 else style.format_number(value)
+        return style.power_of_ten(value) if abs(value) >= 1e6 else style.format_number(value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {number}" for key, number in value.items())
     return str(value)
