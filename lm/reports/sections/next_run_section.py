@@ -91,10 +91,10 @@ def next_runs(sweep: summary.SweepSummary) -> Markup:
     answer = html.join_html([question, html.paragraph(text)])
     try:
         plan = plan_next_runs(sweep)
-    except ValueError:
-        if sweep.fit is None:  # the section of the law has the reason
-            error = "the sweep has no law"
-        reason = html.paragraph(f"No advice on the next run: {error}.", "muted")
+    except ValueError as error:
+        # The section of the law has the reason for a missing law.
+        cause = str(error) if sweep.fit else "the sweep has no law"
+        reason = html.paragraph(f"No advice on the next run: {cause}.", "muted")
         return html.join_html(
             [answer, html.subheading("Which run makes the law more certain?"), reason]
         )

@@ -101,6 +101,9 @@ def test_unfinished_sweep_states_what_is_missing(tmp_path):
     assert "size unknown, because no law" in sections["The next run"]
     assert "is unknown: only one size is finished" in sections["Abilities"]
     assert "Not finished: 5 runs." in sections["Time and cost"]
+    sizes = ("60K", "700K", "1.6M")  # a law of three runs has no intervals
+    sweep = summary.load_summary(made_up_sweep.sweep(tmp_path, "few", missing=sizes, predict=False))
+    assert "has no intervals: train more runs" in next_run_section.next_runs(sweep)
 
 
 def test_cost_compares_actual_and_planned_time(toy):
