@@ -30,7 +30,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 from experiments.common.ladder_search import limits
 from lm.runs import filesystem
 
@@ -66,9 +66,20 @@ def main() -> int:
     else:
         for line in report.lines():
             console.print_line(line)
+        _print_next(folders)
     if _OUT.value:
         write_files(report, folders)
     return 0
+
+
+def _print_next(folders: list[str]) -> None:
+    """Print the command that verifies the record, or that writes it."""
+    if _OUT.value:
+        next_command.print_next("compare", f"--verify={_OUT.value}")
+        return
+    names = "loss", "candidates", "error", "anytime"
+    given = [f"--{name}={flags.FLAGS[name].value}" for name in names if flags.FLAGS[name].present]
+    next_command.print_next("compare", *folders, *given, "--out=runs/compare")
 
 
 def compare(folders: list[str], is_anytime: bool):

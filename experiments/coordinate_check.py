@@ -16,7 +16,7 @@ import re
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 from lm.config import schema
 
 _CONFIG = cli.config_flag()
@@ -37,6 +37,7 @@ def main() -> int:
     cli.tune_memory()
     rows = measure(run)
     print_exponents(rows)
+    next_command.print_next("train", *next_command.config_arguments())
     if _OUT.value:
         save_figures(rows)
     return 0

@@ -25,7 +25,7 @@ import pathlib
 
 from absl import flags
 
-from experiments.common import cli, console, harness_tasks, published_models
+from experiments.common import cli, console, harness_tasks, next_command, published_models
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights; default: of the run")
@@ -76,7 +76,22 @@ def main() -> int:
         _evaluate_tasks(run, _TASKS.value)
     else:
         _evaluate_text(stored_run, run, sources)
+    _print_end(run)
     return 0
+
+
+def _print_end(run) -> None:
+    """Print the next command, and the file that has changed."""
+    from lm.runs import records
+
+    has_written = bool(_KEEP.value or flags.FLAGS.harness)
+    folder = records.run_dir(run)
+    if has_written:
+        is_in_sweep = (folder.parent / "sweep.json").exists()
+        next_command.print_next("report", f"--dir={folder.parent if is_in_sweep else folder}")
+        console.print_line(f"results: {folder / 'evals.jsonl'}")
+    else:
+        next_command.print_next("sample", f"--run={_RUN.value}")
 
 
 def _check_flags() -> None:
@@ -199,7 +214,6 @@ def _evaluate_harness(run) -> None:
             loaded_tasks, run, program.mesh, state["params"], tokenizer
         )
     records.extend_evals(records.run_dir(run), int(state["step"]), columns)
-    console.print_line(f"results: {records.run_dir(run) / 'evals.jsonl'}")
 
 
 def _evaluate_text(stored_run, run, sources: dict[str, float] | None) -> None:

@@ -3,11 +3,12 @@
 uv run python -m experiments.export --run=runs/quickstart/250K --out=out/250K
 """
 
+import importlib.util
 import os
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _ALLOW = cli.allow_path_flag()
@@ -48,7 +49,13 @@ def main() -> int:
     else:
         with loaded_model.open_weights(run, _STEP.value) as (read_weight, step):
             architecture = export.export_model(run, read_weight, tokenizer, _OUT.value, **options)
-    console.print_line(f"{_OUT.value}: {architecture} of step {step}")
+    console.print_line(f"exported: {architecture} of step {step}")
+    if importlib.util.find_spec("safetensors"):
+        models = f"--models={_OUT.value}", f"--run={_RUN.value}", "--dir=runs/exported"
+        next_command.print_next("evaluate", *models)
+    else:
+        next_command.print_next("sample", f"--run={_RUN.value}")
+    console.print_line(f"model: {_OUT.value}")
     return 0
 
 

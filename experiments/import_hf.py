@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 from lm.runs import filesystem
 
 _SOURCE = flags.DEFINE_string(
@@ -44,7 +44,9 @@ def main() -> int:
     facts = records.read_facts(records.run_dir(run))
     architecture, n_params = facts["imported.family"], facts["params.total"]
     console.print_line("training data: unknown")
-    console.print_line(f"{_RUN.value}: {architecture} with {n_params:,} parameters")
+    console.print_line(f"imported: {architecture} with {n_params:,} parameters")
+    next_command.print_next("sample", f"--run={_RUN.value}", "--prompt=Once")
+    console.print_line(f"run directory: {_RUN.value}")
     return 0
 
 

@@ -7,13 +7,14 @@ With TFDS_DATA_DIR=data/tfds, a config reads the dataset as tfds:my_text/train.
 
 import collections
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 
 _SOURCE = flags.DEFINE_string(
     "source", "", "source, such as text:my/folder: see lm/data/sources/documents.py"
@@ -31,9 +32,14 @@ def main() -> int:
     all_documents = documents_with_text(_SOURCE.value, dropped)
     folder = write_dataset(_NAME.value, _DATA_DIR.value, all_documents)
     documents.print_omissions(_SOURCE.value, documents.omitted_files(_SOURCE.value), dropped)
-    console.print_line(
-        f"{folder}: read it with TFDS_DATA_DIR={_DATA_DIR.value} as tfds:{_NAME.value}/train"
+    sources = json.dumps({f"tfds:{_NAME.value}/train": 1})
+    next_command.print_next(
+        "prepare",
+        "--config=configs/base.py",
+        f"--sources={sources}",
+        environment={"TFDS_DATA_DIR": _DATA_DIR.value},
     )
+    console.print_line(f"dataset: {folder}")
     return 0
 
 

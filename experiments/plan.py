@@ -26,7 +26,7 @@ import json
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 from lm.config import schema
 from lm.sweeps.planning import hardware
 
@@ -98,6 +98,7 @@ def print_advice() -> int:
     console.print_line(f"standard deviation after the next runs: {advice.after:.3g}")
     for note in sweep.notes:
         console.print_line(note)
+    next_command.print_next("report", f"--dir={_ADVISE.value}")
     return 0
 
 
@@ -168,7 +169,8 @@ def plan_local(runs: list[schema.Run]) -> int:
 
 def print_next_command() -> None:
     """Print the command that trains the planned runs."""
-    console.print_next(f"sweep --sweep={_SWEEP.value}" if _SWEEP.value else "train --config=...")
+    arguments = next_command.sweep_or_config_arguments()
+    next_command.print_next("sweep" if _SWEEP.value else "train", *arguments)
 
 
 def print_memory_problems(runs: list[schema.Run], device_mesh) -> None:

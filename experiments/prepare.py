@@ -15,11 +15,12 @@ the same corpus. A command whose tasks are submitted to SLURM ends at once; repe
 end. The Ray executor has not been run with this project.
 """
 
+import json
 import time
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 from lm.config import validation
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
@@ -96,7 +97,10 @@ def main() -> int:
     console.print_line(f"{n_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {names}")
     for line in corpus.corpus_notes({m.source: m for _, _, m in prepared.values()}):
         console.print_line(line)
-    console.print_next("plan, then train or sweep, with the same flags")
+    arguments = next_command.sweep_or_config_arguments()
+    if _PROMPTS.value:
+        arguments += _feedback_arguments(runs[0])
+    next_command.print_next("plan", *arguments)
     for folder in prepared:
         console.print_line(folder)
     return 0
@@ -114,6 +118,12 @@ def _datatrove_engine():
     if _SLURM.value and _EXECUTOR.value != "slurm":
         raise ValueError(f"--slurm={_SLURM.value} needs --executor=slurm: add it")
     return DatatroveEngine(_EXECUTOR.value, _NUM_TASKS.value, _NUM_WORKERS.value, _SLURM.value)
+
+
+def _feedback_arguments(run) -> list[str]:
+    """Return the arguments that select the text of a feedback file in another command."""
+    fields = [f"--config.data.{name}={getattr(run.data, name)}" for name in ("packing", "loss_on")]
+    return [f"--sources={json.dumps(run.data.sources)}", *fields]
 
 
 def _use_feedback(run, file: str) -> None:

@@ -30,7 +30,7 @@ import time
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 from lm.runs import filesystem
 
 _DIR = flags.DEFINE_multi_string(
@@ -68,9 +68,17 @@ def main() -> int:
     for note in sweep.notes:
         console.print_line(note)
     console.print_line(summary.headline(sweep)[1])
-    console.print_line("next: open the report in a browser")
+    print_next_command(sweep)
     console.print_line(f"report: {page}")
     return 0
+
+
+def print_next_command(sweep) -> None:
+    """Print the command that verifies the prediction of a sweep, or that shows its status."""
+    if sweep.prediction and sweep.measured is not None:
+        next_command.print_next("report", f"--verify={sweep.path}")
+    else:
+        next_command.print_next("status", f"--dir={sweep.path}")
 
 
 def write_side_by_side(folders: list[str]) -> int:
@@ -81,7 +89,7 @@ def write_side_by_side(folders: list[str]) -> int:
         if flag.value:
             raise ValueError(f"--{flag.name} works on one sweep: pass one --dir")
     page = side_by_side.write_side_by_side(folders, cli.device_rates())
-    console.print_next("compare --help, which tests a difference of two recipes")
+    next_command.print_next("compare", "--help")
     console.print_line(f"side by side: {page}")
     return 0
 

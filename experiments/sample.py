@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _ALLOW = cli.allow_path_flag()
@@ -78,6 +78,10 @@ def main() -> int:
         _print_answers(model, prompt)
     else:
         _stream_answer(model, prompt)
+    if not _JSON.value:
+        next_command.print_next("evaluate", f"--run={_RUN.value}")
+        if _FEEDBACK_FILE.value:
+            console.print_line(f"answers: {_FEEDBACK_FILE.value}")
     return 0
 
 

@@ -8,7 +8,7 @@ uv run python -m experiments.show_batch --run=runs/quickstart/100K --step=70 --r
 
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 
 _CONFIG = cli.config_flag()
 _RUN = flags.DEFINE_string("run", "", "folder of a run, instead of --config")
@@ -69,6 +69,10 @@ def main() -> int:
         console.print_line(f"--- row {b}: {rows['source'][b]}")
         documents = _split_documents(batch["tokens"][b], text.tokenizer)
         console.print_line("\n--- end of a document\n".join(documents))
+    if is_run:
+        next_command.print_next("evaluate", f"--run={_RUN.value}")
+    else:
+        next_command.print_next("train", *next_command.config_arguments())
     return 0
 
 

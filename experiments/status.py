@@ -28,7 +28,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from experiments.common import cli, console
+from experiments.common import cli, console, next_command
 from lm.runs import filesystem, records, status
 from lm.runs.integrity import sweep_files
 
@@ -71,15 +71,20 @@ def print_next_command(runs: list[dict]) -> None:
     """Print the command that continues the runs that have stopped, or that reports the sweep."""
     folder = filesystem.open_path(_DIR.value)
     try:
-        command = sweep_files.read_sweep(folder).get("command", "")
+        sweep = sweep_files.read_sweep(folder).get("sweep", "")
     except ValueError:
         return  # a note describes the damaged file
     is_stopped = any(run["state"] in ("interrupted", "crashed", "failed") for run in runs)
     is_active = any(run["status"] in ("running", "stuck") for run in runs)
-    if command and (is_stopped or not is_active) and any(run["status"] != "done" for run in runs):
-        console.print_line(f"next: {command}")
-    elif command:
-        console.print_next(f"report --dir={folder}")
+    is_finished = all(run["status"] == "done" for run in runs)
+    if sweep and not is_finished and (is_stopped or not is_active):
+        next_command.print_next("sweep", f"--sweep={sweep}")
+    elif is_active:
+        next_command.print_next("status", f"--dir={folder}", "--watch")
+    else:
+        is_one_sweep = sweep or (folder / "config.json").exists()
+        name = runs[0]["name"].partition("/")[0] if runs else ""
+        next_command.print_next("report", f"--dir={folder if is_one_sweep else folder / name}")
 
 
 def open_forecasts() -> "sweep_forecasts.SweepForecasts":

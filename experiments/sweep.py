@@ -255,6 +255,7 @@ def run_worker(runs: list[schema.Run]) -> int:
 
 def submit_jobs(runs: list[schema.Run]) -> int:
     """Submit SLURM jobs, print their ids and return the exit status. Use no device."""
+    from experiments.common import next_command
     from lm.sweeps import launcher, slurm
     from lm.sweeps.planning import hardware
 
@@ -282,7 +283,7 @@ def submit_jobs(runs: list[schema.Run]) -> int:
     command = [sys.executable, *sys.orig_argv[1:], f"--worker={secrets.token_hex(4)}"]
     for n_workers, job_id in slurm.submit_slurm(runs, command, _JOBS.value, options):
         console.print_line(f"SLURM job {job_id}: {n_workers} workers")
-    console.print_line(f"progress: uv run python -m experiments.status --dir={folder} --watch")
+    next_command.print_next("status", f"--dir={folder}", "--watch")
     console.print_line(f"scripts and logs: {folder / 'slurm'}")
     return 0
 
@@ -375,6 +376,7 @@ def print_results(folder: Path) -> int:
 
     A run that another process is training is none of these.
     """
+    from experiments.common import next_command
     from lm.reports import report, summary
     from lm.reports.sections import source_section
 
@@ -386,7 +388,7 @@ def print_results(folder: Path) -> int:
     for note in [*source_section.describe_errors(sweep), *sweep.notes]:
         console.print_line(note)
     if sweep.finished:
-        console.print_next(f"sample --run={sweep.finished[-1]['dir']}")
+        next_command.print_next("sample", f"--run={sweep.finished[-1]['dir']}")
     console.print_line(f"report: {page}")
     return int(any(row["status"] not in ("done", "running") for row in sweep.rows))
 

@@ -6,7 +6,7 @@ With --dry_run=TARGET, the command checks itself on simulated devices and trains
 for SLURM, TPU pods and Kubernetes are in configs/clusters/.
 """
 
-from experiments.common import cli, console, progress_view, target_plan
+from experiments.common import cli, console, next_command, progress_view, target_plan
 
 _CONFIG = cli.config_flag()
 cli.host_flags()
@@ -107,7 +107,7 @@ def _print_result(run) -> int:
     console.tasks(task_results.task_results(evaluation))
     if facts["reason"]:
         console.print_line(facts["reason"])
-    console.print_next(f"sample --run={folder}")
+    next_command.print_next("sample", f"--run={folder}")
     console.print_line(f"run directory: {folder}")
     return 0
 

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.common import cli, config_files
+from experiments.common import cli
 from lm.config import schema
 from lm.runs import short_names, task_results
 
@@ -200,12 +200,6 @@ def _forecast_line(run: dict) -> dict[str, str]:
         "baseline": f"{forecast['baseline']:.3f}",
         "curve": "unexpected" if forecast["is_flagged"] else "expected",
     }
-
-
-def print_next(command: str) -> None:
-    """Print a command that a reader may want to run next."""
-    is_clone = (config_files.ROOT / "pyproject.toml").is_file()
-    print_line(f"next: {'uv run python -m experiments.' if is_clone else 'lms '}{command}")
 
 
 def _format_optional(value, template: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import console, harness_tasks
+from experiments.common import console, harness_tasks, next_command
 from lm.config import schema
 from lm.runs import filesystem
 
@@ -87,7 +87,8 @@ def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_p
         model_records.evaluate_model(run, model, text, evaluation, n_tokens.get(model.name))
         console.print_line(f"{run.name}: evaluated")
     _print_table(folder)
-    console.print_line(f"report: python -m experiments.report --dir={folder}")
+    next_command.print_next("report", f"--dir={folder}")
+    console.print_line(f"results: {folder}")
 
 
 def _check_distinct(models: list) -> None:

@@ -253,7 +253,7 @@ def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
             lo, hi = result.interval(name)
             if hi > 4 * max(lo, 1e-9):
                 texts.append(
-                    f"{name} is hardly determined, [{lo:.3g}, {hi:.3g}]: the objective is flat "
-                    "along it, see laws.profile"
+                    f"{name} is poorly determined, 95% interval [{lo:.3g}, {hi:.3g}]: add runs over"
+                    " a wider range (lm.laws.profile shows the details)"
                 )
     return texts

@@ -134,9 +134,8 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         figures["abilities"] = Drawing(partial(abilities.abilities_by_family, rows))
         if abilities.families_with_margin(rows):
             figures["margins"] = Drawing(partial(abilities.gain_and_margin, rows))
-        figures["emergence"] = Drawing(
-            lambda: task_accuracy.emergence(rows, task_analysis.fastest_improving(rows))
-        )
+        if tasks := task_analysis.fastest_improving(rows):
+            figures["emergence"] = Drawing(partial(task_accuracy.emergence, rows, tasks))
         figures |= _task_panels(rows)
         figures["tasks_vs_loss"] = Drawing(
             lambda: task_accuracy.accuracy_vs_loss(

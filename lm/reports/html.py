@@ -24,6 +24,7 @@ MAX_WIDTH = 8  # inches; a wider figure gets the full width of the page
 
 Format = Callable[[Any], str]
 
+SCIENTIFIC = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]\d\d\b")  # 8.279e+12
 MAX_PLAIN_COLUMNS = 3  # a table with more columns becomes a list of cards on a phone
 MAX_COLUMNS = 12  # a table with more columns is a list of cards on every screen
 
@@ -32,6 +33,13 @@ def superscripts(text) -> Markup:
     """Return a text with superscripts for exponents: 2 N^-0.25. Markup is not escaped again."""
     html = style.EXPONENT.sub(r"<sup>\1</sup>", str(escape(text)))
     return Markup(html.replace("<sup>-", "<sup>−"))
+
+
+def _typeset(text) -> Markup:
+    """Return a sentence with superscripts, in which 8.28e+12 is a power of ten."""
+    if not isinstance(text, Markup):
+        text = SCIENTIFIC.sub(lambda match: style.power_of_ten(float(match[0])), str(text))
+    return superscripts(text)
 
 
 def _anchor(heading: str) -> str:
@@ -102,7 +110,7 @@ def write_page(path, title, headline, tiles, sections, footer, dark_colors, refr
 
 def paragraph(text, css="") -> Markup:
     """Return a paragraph of text. css: class of the paragraph."""
-    return Markup('<p class="{}">{}</p>').format(css, superscripts(text))
+    return Markup('<p class="{}">{}</p>').format(css, _typeset(text))
 
 
 def code_block(text) -> Markup:
@@ -208,7 +216,7 @@ def glossary() -> Markup:
 def text_list(lines: Sequence[str]) -> Markup:
     """Return lines of text as a list."""
     return Markup("<ul>{}</ul>").format(
-        join_html([Markup("<li>{}</li>").format(superscripts(line)) for line in lines])
+        join_html([Markup("<li>{}</li>").format(_typeset(line)) for line in lines])
     )
 
 

@@ -46,7 +46,7 @@ def write_summary(
         if not refresh:
             style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
         files = "" if refresh else f"{run_files.FIGURES}/{name}"
-        text = explanations.explain_figure(name)
+        text = explanations.explain_figure(name, has_law=sweep.fit is not None)
         is_large = name == report_sections.main_figure(drawn)
         figure_elements[name] = html.html_figure(figure, files, text, is_large)
     results = prediction_results.load_prediction_results(sweep.path, sweep.rows)

@@ -8,6 +8,7 @@ A sweep is a directory of runs with the files sweep.json, plan.json and predicti
 three files may be missing.
 """
 
+import datetime
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from typing import Any, NamedTuple
 from lm.laws import comparability, estimation
 from lm.laws.forms import isoflop, power_laws
 from lm.reports.plots import elements, style
-from lm.runs import filesystem, records, run_selection, task_results
+from lm.runs import filesystem, records, run_selection, status, task_results
 from lm.runs.integrity import run_notes, sweep_files
+
+MIN_SIZES = 3  # of a law of size, which has three parameters
 
 
 @dataclass
@@ -163,6 +166,13 @@ def _prediction_law(rows, prediction: Mapping) -> tuple[Any, str]:
     ]
     # The fit excludes unfinished runs and lists them with a reason.
     runs = [row for row in rows if row["name"] in names or row["status"] != "done"]
+    finished = run_selection.finished_with(runs, records.N_PARAMS, columns["y"])
+    n_sizes = len({row[records.N_PARAMS] for row in finished})
+    if n_sizes < MIN_SIZES:
+        return None, (
+            f"a law of size needs finished runs of at least {MIN_SIZES} sizes besides the predicted"
+            f" run, and {MIN_SIZES + 1} for an interval. Finished sizes: {n_sizes}"
+        )
     return fit_law(runs, **columns)
 
 
@@ -236,7 +246,7 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
         n_done = sum(row["status"] == "done" for row in sweep.rows)
         reason = sweep.refused or sweep.refusal
         n_runs = len(sweep.rows) + len(sweep.missing)
-        text = f"{n_done} of {n_runs} runs are done. No prediction was stored"
+        text = f"Runs done: {n_done} of {n_runs}. No prediction was stored"
         return "open", f"{text}: {reason}." if reason else f"{text}."
     value, lo, hi = elements.predicted_interval(prediction)
     text = (
@@ -255,6 +265,20 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
     verdict = "✓ inside" if is_inside else "✗ outside"
     text += f": {verdict} its own {prediction['level']:.0%} interval."
     return "held" if is_inside else "missed", text
+
+
+def status_name(row: Mapping) -> str:
+    """Return the status of a run, in which lost is interrupted or crashed."""
+    return status.lost_state(dict(row)) if row["status"] == "lost" else row["status"]
+
+
+def format_time(text: str) -> str:
+    """Format an ISO time in UTC: 2026-11-29 02:17 UTC. Return other text unchanged."""
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return str(text)
+    return f"{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC" if moment.tzinfo else text
 
 
 def relative_error(measured: float, value: float) -> str:
@@ -347,7 +371,7 @@ def format_duration(seconds: float) -> str:
 UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 RUN_COLUMNS = (
     Column("run", elements.short_run_name, sort_key=lambda row: row.get(records.N_PARAMS, 0)),
-    Column("status", lambda row: row["status"]),
+    Column("status", status_name),
     plain_column("parameters", "params.total", "{:,}".format),
     plain_column("without embeddings", records.N_PARAMS, "{:,}".format),
     plain_column("tokens", records.TOKENS, style.format_si),

@@ -43,7 +43,8 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
     noise            standard deviation of one accuracy: root of the sum of squares of sampling and
                      the larger of checkpoint and seed (seed noise includes checkpoint noise)
     signal_to_noise  signal / noise (Heineman et al. 2025, arXiv:2508.13144)
-    verdict          "at baseline": no size is above baseline. "predictable from SIZE on": SIZE and
+    verdict          "at baseline": no size is above baseline. "above baseline": any is, and there
+                     are fewer than three sizes. "predictable from SIZE on": SIZE and
                      all larger sizes, at least three, are above baseline. Also, no accuracy is more
                      than 2 noise below that of a smaller size. "noisy": all other tasks, and all
                      tasks with signal < 2 noise
@@ -105,6 +106,8 @@ def _verdict_text(groups, means, are_above: list[bool], signal: float, noise: fl
     first = 1 + max(
         (i for i, is_reliable in enumerate(are_reliable) if not is_reliable), default=-1
     )
+    if len(groups) < 3:
+        return "above baseline"  # too few sizes for a trend
     if len(groups) - first < 3 or signal < 2 * noise:
         return "noisy"
     return f"predictable from {groups[first][0]['name'].rsplit('/', 1)[-1]} on"
@@ -239,6 +242,7 @@ def fastest_improving(rows: Sequence[dict], n: int = 3) -> list[str]:
     for task in task_results.task_names(rows):
         long_answers = [row for row in rows if task_results.task_value(row, task, "tokens") >= 3]
         exact = [task_results.task_value(row, task, "exact") for row in long_answers]
+        exact = [value for value in exact if records.is_finite(value)]  # none for minimal pairs
         if exact:
             growth[task] = max(exact) - min(exact)
     return sorted(growth, key=lambda task: -growth[task])[:n]

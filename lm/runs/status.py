@@ -180,6 +180,13 @@ def _started_status(row: dict) -> dict:
     }
 
 
+def lost_state(row: dict) -> str:
+    """Return the state of a run with the status lost: interrupted or crashed."""
+    # A process that is stopped by a signal records it. A killed process cannot.
+    recorded = records.read_facts(filesystem.open_path(row["dir"])).get("status")
+    return "interrupted" if recorded == "lost" else "crashed"
+
+
 def _state(row: dict, status: str, metrics: list[dict], step: int) -> str:
     """Return the status in more detail: see `run_statuses`."""
     if status == "running":
@@ -187,9 +194,7 @@ def _state(row: dict, status: str, metrics: list[dict], step: int) -> str:
         has_steps = metrics and metrics[-1].get("attempt", attempt) >= attempt
         return "running" if has_steps else "compiling"
     if status == "lost":
-        # A process that is stopped by a signal records it. A killed process cannot.
-        recorded = records.read_facts(filesystem.open_path(row["dir"])).get("status")
-        return "interrupted" if recorded == "lost" else "crashed"
+        return lost_state(row)
     if status == "done" and step < row["steps"]:
         return "stopped"
     return status

@@ -86,7 +86,7 @@ def test_status_fits_80_columns_and_names_the_next_command(tmp_path, screen, mon
     table = text.split("not shown")[0].splitlines()
     assert max(map(len, table)) <= 80 and "…" not in text and "second line" not in text
     assert "toy/60K: failed, resumes at step 0: RESOURCE_EXHAUSTED" in text
-    assert "next: python -m experiments.sweep --sweep=configs/sweeps/toy.py" in text
+    assert "next: uv run python -m experiments.sweep --sweep=configs/sweeps/toy.py" in text
 
 
 def test_parallel_workers_show_progress_without_a_terminal(tmp_path, screen):

@@ -63,14 +63,15 @@ def test_page_states_prediction_and_result(finished):
     assert expected in visible_text(text) and "inside its own 95% interval" in expected
     for name in made_up_sweep.SIZES:
         assert name in visible_text(text)
-    assert "behind this prediction: 0 verified, 0 contradiction, " in visible_text(text)
+    assert "in links: 0 verified, 0 contradictions, " in visible_text(text)
     for phrase in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
         assert phrase in visible_text(text)
 
 
 def test_page_has_task_verdicts_and_correlations(finished):
     text = visible_text(finished[1])
-    expected = ("copy?length=4", "at baseline", "predictable from", "p_right", "rank correlation")
+    metric = "probability of the correct answer"
+    expected = ("copy?length=4", "at baseline", "predictable from", metric, "rank correlation")
     assert [phrase for phrase in expected if phrase not in text.replace("Rank", "rank")] == []
 
 
@@ -198,8 +199,8 @@ def test_live_report_reloads_and_has_no_broken_links(tmp_path):
 def test_every_law_has_intervals_or_a_reason(finished):
     text = visible_text(finished[1])
     assert re.search(r"compute L\(C\) = .* alpha 0\.\d+ \[0\.\d+, 0\.\d+\]", text)
-    assert "refused: all runs have the same relation of N and D" in text
-    assert "refused: only 0 budgets have a minimum" in text
+    assert "size and tokens: all runs have the same relation of N and D" in text
+    assert "isoFLOP: only 0 budgets have a minimum" in text
 
 
 def test_events_are_listed_and_escaped(finished, tmp_path, text_only):
@@ -218,7 +219,7 @@ def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, text_only):
     json_files.write_object(folder / "prediction.json", stored | {"joint": joint})
     text = page_text(folder)
     assert "size and tokens Held-out loss, L (nats per token) 1.400 1.300 to 1.500" in text
-    assert "The law of size and tokens was fitted to toy/30K, toy/60K, toy/120K." in text
+    assert "The law of size and tokens was fitted to 30K, 60K, 120K." in text
     two_budgets = stored | {"joint": joint | {"runs": joint["runs"][:2]}}
     json_files.write_object(folder / "prediction.json", two_budgets)
     assert "is not shown: 2 token budgets do not determine E, B and beta" in page_text(folder)

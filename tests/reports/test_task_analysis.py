@@ -95,6 +95,8 @@ def test_fastest_improving_tasks_have_long_answers():
     ]
     both = [a | b | c for a, b, c in zip(*by_task, strict=True)]
     assert task_analysis.fastest_improving(both) == ["a", "b"]
+    choices = rows((0.1, 0.9), task="pair:x#y/z", tokens=(7, 7))  # no exact match
+    assert task_analysis.fastest_improving(choices) == []
 
 
 def test_known_laws_predict_the_next_size_or_refuse_the_task():

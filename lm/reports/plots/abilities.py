@@ -37,14 +37,14 @@ def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     groups = {family: f".{family}" for family in families}
     if len(families) > 1 or not families:
         groups = {ALL_TASKS: ""} | groups
-    figure, panels = style.new_panels("Abilities by family", len(groups), theme)
+    figure, panels = style.new_panels("Abilities by group", len(groups), theme)
     for axes, (group, suffix) in zip(panels, groups.items(), strict=False):
         _draw_counts(axes, counted, x, suffix, group, theme)
     caption = [
         f"n = {elements.count_label(counted)}. Horizontal: {style.axis_label(x)}. Vertical: tasks.",
         "Solid: above baseline. Dashed: mastered. Dotted: number of tasks. Bars: range over seeds.",
         elements.baseline_note(),
-        *([f"Families without a task above baseline: {', '.join(without)}."] if without else []),
+        *([f"Groups without a task above baseline: {', '.join(without)}."] if without else []),
         *_below_notes(counted),
         elements.budget_note(selection),
     ]
@@ -71,7 +71,7 @@ def _draw_counts(
     axes.axhline(len(tasks), linestyle=":", color=theme["muted"], linewidth=1)
     axes.set_ylim(-0.06 * max(len(tasks), 1), 1.1 * max(len(tasks), 1))
     axes.locator_params(axis="y", integer=True, nbins=5)
-    style.panel_title(axes, style.truncate_label(group), theme)
+    style.panel_title(axes, style.truncate_label(group, 32), theme)
 
 
 def _thin_ticks(axes: Axes) -> None:
@@ -115,7 +115,7 @@ def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         right.tick_params(colors=theme["accent"], labelsize=7.5, length=2)
         right.spines[["top", "left", "right"]].set_visible(False)
         right.grid(visible=False)
-        style.panel_title(axes, style.truncate_label(family), theme)
+        style.panel_title(axes, style.truncate_label(family, 28), theme)
     caption = [
         f"n = {elements.count_label(finished)}. Horizontal: {style.axis_label(x)}.",
         "Solid, left: accuracy minus that of the best baseline, in percentage points (dotted: 0).",

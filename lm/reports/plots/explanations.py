@@ -74,8 +74,8 @@ EXPLANATIONS = {
     ),
     "tasks_vs_loss": (
         "Accuracy against held-out loss, which falls to the right.",
-        "If open and filled markers share one curve, the loss decides the accuracy and the size"
-        " does not matter.",
+        "If runs of all sizes and token budgets share one curve, the loss alone decides the"
+        " accuracy.",
     ),
     "tuned": (
         "The score of each tuned task against size, from pre-trained weights and from scratch.",
@@ -112,6 +112,16 @@ EXPLANATIONS = {
 }
 
 
-def explain_figure(name: str) -> str:
-    """Return the two sentences about a figure, "" for an unknown figure."""
-    return " ".join(EXPLANATIONS.get(name, ()))
+LOSS_WITHOUT_LAW = (
+    "Each point is the held-out loss of a finished run.",
+    "There is no law yet, and the section gives the reason.",
+)
+
+
+def explain_figure(name: str, has_law: bool = True) -> str:
+    """Return the two sentences about a figure, "" for an unknown figure.
+
+    has_law: False if the sweep has no law of size, so the figure of the loss has points alone.
+    """
+    sentences = LOSS_WITHOUT_LAW if name == "loss" and not has_law else EXPLANATIONS.get(name, ())
+    return " ".join(sentences)

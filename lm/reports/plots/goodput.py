@@ -16,12 +16,12 @@ from lm.runs import phase_timer, records
 PHASES = {
     "steps": "steps",
     "input": "waiting for input",
-    "log": "logging",
     "save": "checkpoints",
     "evaluate": "evaluation",
     "compile": "compilation",
     "start": "start",
     "lost": "repeated steps",
+    "log": "logging",
     "other": "other",
 }
 
@@ -61,7 +61,9 @@ def time_by_phase(rows, theme=style.LIGHT) -> Figure:
     figure, axes = style.new_figure("Time by phase", "Share of wall time (%)", "", theme)
     figure.set_figheight(1.7 + 0.27 * len(rows))
     ys, starts, bars = list(range(len(rows))), [0.0] * len(rows), {}
-    for part, color in zip(PHASES, style.categorical_colors(theme, len(PHASES)), strict=True):
+    n_colors = len(PHASES) - 2  # the last two phases have neutral colors
+    phase_colors = [*style.categorical_colors(theme, n_colors), theme["ink"], theme["grid"]]
+    for part, color in zip(PHASES, phase_colors, strict=True):
         widths = [100 * phase_shares(row)[part] for row in rows]
         if max(widths, default=0.0) >= 0.05:
             bars[PHASES[part]] = axes.barh(ys, widths, left=starts, height=0.72, color=color)

@@ -65,6 +65,7 @@ LABELS = {
 EXPONENT = re.compile(r"(?<=[\w)])\^(-?[0-9]+(?:\.[0-9]+)?)")  # N^-0.25
 Corner = Literal["upper left", "upper right"]
 MAX_COLORS = 12  # categorical colors in one figure
+PANEL_TITLE_LENGTH = 28  # characters from which the title of a panel is smaller
 
 
 def axis_label(column: str) -> str:
@@ -114,8 +115,9 @@ def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list
 
 
 def panel_title(axes: Axes, title: str, theme) -> None:
-    """Set the title of a small panel."""
-    axes.set_title(title, size=8.5, color=theme["ink"], loc="left", parse_math=False)
+    """Set the title of a small panel, which may have two lines."""
+    size = 8.5 if max(map(len, title.split("\n"))) < PANEL_TITLE_LENGTH else 7.5
+    axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False)
 
 
 def finish_figure(

@@ -10,6 +10,7 @@ run_selection.largest_token_budget. Markers, colors and arguments are explained 
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lm.reports import task_significance
 from lm.reports.plots import elements, style
@@ -104,9 +105,13 @@ def task_curves(
 
 
 def _panel_title(task: str, baseline: str) -> str:
-    """Return the short name of a task with its best baseline: copy (chance 17%)."""
-    name = style.truncate_label(short_names.shorten_task(task), 20)
-    return f"{name} ({baseline})" if baseline else name
+    """Return the short name of a task with its best baseline: copy (chance 17%).
+
+    The baseline of a long name is on a second line.
+    """
+    name = style.truncate_label(short_names.shorten_task(task), 32)
+    title = f"{name} ({baseline})" if baseline else name
+    return title if len(title) < style.PANEL_TITLE_LENGTH else title.replace(" (", "\n(", 1)
 
 
 def _draw_baseline(axes, finished, x, task, theme) -> str:
@@ -132,7 +137,7 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     figure, axes = style.new_figure(
         "Emergence and the choice of metric", x, "Probability (%)", theme
     )
-    finished, labels = [], []
+    finished, markers = [], {}
     for task, color in zip(tasks, style.categorical_colors(theme), strict=False):
         finished = run_selection.finished_with(
             selection.rows, x, task_results.task_column(task, "exact")
@@ -141,11 +146,12 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         for row in finished[-1:]:
             task_result = task_results.task_results(row)[task]
             text = f"{short_names.shorten_task(task)} (k = {task_result['tokens']['value']:.3g})"
-            labels.append((text, row[x], 100 * task_result["exact"]["value"]))
-    elements.set_scales(axes, x, "tasks", right=0.5)
-    axes.set_ylim(-3, 118)  # space for several labels at 100%
+            markers[text] = Line2D([], [], marker="o", linestyle="", color=color)
+    elements.set_scales(axes, x, "tasks")
+    axes.set_ylim(-3, 103)
     axes.set_yticks(range(0, 101, 20))
-    elements.label_line_ends(axes, labels, theme)
+    look = {"fontsize": 7.5, "labelcolor": theme["ink"], "frameon": False}
+    figure.legend([*markers.values()], [*markers], loc="outside right center", **look)
     caption = [
         f"n = {elements.count_label(finished)}. Dotted: probability p of a token (geometric mean).",
         "Dashed: p to the power k, the number of tokens of an answer. Markers: exact match with one"
@@ -212,8 +218,8 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
     caption = [
         f"n = {n_runs}. Accuracy in percent. Horizontal: {style.axis_label(x)}.",
         "Line and band: a sigmoid with its 95% interval. Dotted: best baseline.",
-        f"Bars: one standard error. Open: fewer tokens. {len(all_tasks) - len(tasks)} tasks that no"
-        " run has above baseline are not shown.",
+        "Bars: one standard error. Open: fewer tokens than other runs of the size. Tasks that no"
+        f" run has above baseline, not shown: {len(all_tasks) - len(tasks)}.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
 
@@ -226,6 +232,7 @@ def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
     """
     figure, axes = style.new_figure("Predicted task accuracy", "Accuracy (%)", "", theme)
     predicted = {task: p for task, p in predictions.items() if "value" in p}
+    figure.set_figheight(1.6 + 0.33 * max(len(predicted), 2))
     bar = {"linewidth": 9, "solid_capstyle": "butt", "color": theme["soft"], "zorder": 1}
     stroke = {"color": theme["accent"], "markersize": 11, "markeredgewidth": 1.8}
     for y, (task, prediction) in enumerate(reversed(predicted.items())):
@@ -242,14 +249,16 @@ def predicted_accuracy(predictions, target=None, theme=style.LIGHT) -> Figure:
             elements.draw_point(
                 axes, (accuracy, y), theme["ink"], theme, tip, xerr=error, kind="diamond"
             )
-    names = [style.truncate_label(short_names.shorten_task(task)) for task in reversed(predicted)]
+    names = [
+        style.truncate_label(short_names.shorten_task(task), 32) for task in reversed(predicted)
+    ]
     axes.set_yticks(range(len(predicted)), names, parse_math=False)
     axes.set_ylim(-0.6, max(len(predicted), 1) - 0.4)
     axes.set_xlim(-3, 103)
     axes.grid(axis="y", visible=False)
     name = elements.short_run_name(target) if target else "The target is not measured"
     caption = [
-        f"{name}: n = {len(predicted)} tasks of {len(predictions)}; no law fits the others.",
+        f"{name}: n = {len(predicted)} of {len(predictions)} tasks; no law fits the others.",
         "Bar: 95% interval of one measurement. Stroke: predicted value. Diamond: measured value",
         "with one standard error.",
     ]

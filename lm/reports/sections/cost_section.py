@@ -8,6 +8,7 @@ from lm.reports import device_cost, html, summary
 from lm.reports.plots import elements, goodput, style
 from lm.runs import records
 
+ENDED = ("done", "diverged")  # status of runs that no command continues
 SUMMED_COSTS = (records.TOKENS, records.FLOPS, "seconds")
 
 
@@ -38,14 +39,14 @@ def describe_cost(sweep: summary.SweepSummary, rates: device_cost.DeviceRates) -
     lines = [
         f"Spent: {style.power_of_ten(flops)} training FLOPs,"
         f" {summary.format_duration(seconds)} of training,"
-        f" {hours:,.2f} device-hours with compilation and evaluation."
+        f" {hours:,.2f} device-hours (hours times devices) with compilation and evaluation."
     ]
     lines += [f"{name}: {value}." for name, value in rates.describe(hours).items()]
     ratio, n_runs = time_ratio(sweep)
     if ratio:
         runs = elements.count_label(range(n_runs))
         lines.append(f"Against the plan: {runs} took {ratio:.2f} times the planned training time.")
-    n_left = len(sweep.missing) + sum(row["status"] == "running" for row in sweep.rows)
+    n_left = len(sweep.missing) + sum(row["status"] not in ENDED for row in sweep.rows)
     if n_left:
         lines.append(f"Not finished: {elements.count_label(range(n_left))}.")
     return lines

@@ -13,7 +13,9 @@ FRACTION = 0.5  # of the steps from which finished runs are forecast
 NOTE = (
     "Each finished run is forecast from half of its steps and from the other finished runs, which"
     " select the model of the learning curve. The baseline is a power law of the summed learning"
-    " rate minus the gain of a lower rate. Losses are in nats per token, intervals are 95%."
+    " rate minus the gain of a lower rate. The models multi_power and annealing add a memory of"
+    " earlier rates to it, and in collapse all runs share one normalized curve. Losses are in nats"
+    " per token, intervals are 95%."
 )
 
 

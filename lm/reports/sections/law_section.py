@@ -10,7 +10,6 @@ from lm.reports.plots import elements, style
 from lm.runs import records, run_selection
 
 NO_INTERVAL = (float("nan"), float("nan"))
-MIN_SIZES = 4  # one more than the parameters of the law of size
 EXTRAPOLATIONS = (2, 10)  # factors beyond the largest input of the law, for stated predictions
 MEANINGS = {
     "E": "loss that no size or amount of text goes below, nats per token",
@@ -30,13 +29,7 @@ def law_section(sweep: summary.SweepSummary, figure: Markup, other_figures: Mark
     law_fit = sweep.fit
     if law_fit is None:
         reason = html.paragraph(f"No law could be fitted: {sweep.refusal}.", "note")
-        n_done = sum(row["status"] == "done" for row in sweep.rows)
-        n_runs = len(sweep.rows) + len(sweep.missing)
-        remedy = html.paragraph(
-            f"{n_done} of {n_runs} runs are done. A law of size needs finished runs of at least"
-            f" {MIN_SIZES} sizes; its interval needs {MIN_SIZES + 1}."
-        )
-        return html.join_html([reason, remedy, figure, _other_laws(sweep), other_figures])
+        return html.join_html([reason, figure, _other_laws(sweep), other_figures])
     warnings = list(law_fit.warnings)
     if _differs_from_prediction(sweep):
         warnings.append(
@@ -47,10 +40,11 @@ def law_section(sweep: summary.SweepSummary, figure: Markup, other_figures: Mark
         [
             html.paragraph(elements.format_formula(law_fit), "formula"),
             html.paragraph(describe_law(law_fit)),
-            html.paragraph(f"How sure is it? {describe_certainty(law_fit)}"),
-            html.paragraph(f"{count}:" if warnings else "The fit has no warnings."),
-            *(html.paragraph(warning, "note") for warning in warnings),
             figure,
+            html.subheading("How sure is the law?"),
+            html.text_list(describe_certainty(law_fit)),
+            html.paragraph(f"{count}:" if warnings else "The fit has no warnings."),
+            *(html.paragraph(f"{warning.removesuffix('.')}.", "note") for warning in warnings),
             _parameters(law_fit),
             html.collapsed_section("Details of the fit", html.code_block(law_fit)),
             _other_laws(sweep),
@@ -62,7 +56,8 @@ def law_section(sweep: summary.SweepSummary, figure: Markup, other_figures: Mark
 def describe_law(law_fit: fit.Fit) -> str:
     """Return the columns of the law, its gain per doubling and its limit in plain words."""
     columns = [style.axis_label(column) for column in law_fit.columns.values()]
-    text = f"{columns[-1]}, as a function of {' and '.join(columns[:-1])}."
+    inputs = " and ".join(f"{name[:1].lower()}{name[1:]}" for name in columns[:-1])
+    text = f"{columns[-1]}, as a function of {inputs}."
     if len(law_fit.inputs) != 1 or not {"E", "alpha"} <= set(law_fit.params):
         return text
     low, high = law_fit.intervals.get("alpha", NO_INTERVAL)
@@ -77,7 +72,7 @@ def describe_law(law_fit: fit.Fit) -> str:
     )
 
 
-def describe_certainty(law_fit: fit.Fit) -> str:
+def describe_certainty(law_fit: fit.Fit) -> list[str]:
     """Return the intervals of predictions beyond the runs and the back-test in plain words."""
     sentences = [f"The law was fitted to {law_fit.n} runs."]
     for factor in EXTRAPOLATIONS:
@@ -92,21 +87,21 @@ def describe_certainty(law_fit: fit.Fit) -> str:
         text = style.format_prediction(estimate.value, estimate.lo, estimate.hi)
         width = ""
         if math.isfinite(estimate.lo):
-            width = f", an interval of {50 * (estimate.hi - estimate.lo) / estimate.value:.1f}% on"
-            width += " either side"
-        sentences.append(f"At {inputs} ({factor} times the largest), it predicts {text}{width}.")
+            width = f" (± {50 * (estimate.hi - estimate.lo) / estimate.value:.1f}%)"
+        scale = f"{factor} times the largest fitted run"
+        sentences.append(f"At {inputs} ({scale}), it predicts a loss of {text}{width}.")
     score = law_fit.score
     if score is not None and score.predictions:
         n_rows = len(score.predictions)
-        inside = f" and {score.coverage:.0%} were inside their 95% interval"
+        inside = f" {score.coverage:.0%} of the results were inside their 95% interval."
         inside = inside if math.isfinite(score.coverage) else ""
         sentences.append(
-            f"Back-test: laws of the smaller runs alone missed {n_rows} larger runs by"
-            f" {score.mean:.1%} on average and {score.worst:.1%} at worst{inside}."
+            f"Back-test: laws of the smaller runs alone predicted {n_rows} larger runs with a mean"
+            f" error of {score.mean:.1%} and a largest error of {score.worst:.1%}.{inside}"
         )
     elif score is not None and score.reason:
-        sentences.append(f"There is no back-test: {score.reason}.")
-    return " ".join(sentences)
+        sentences.append(f"Back-test: {score.reason}.")
+    return sentences
 
 
 def _format_input(letter: str, value: float) -> str:
@@ -153,7 +148,7 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
     lines, refused, warnings = [], [], []
     for name, (law_fit, refusal) in sweep.laws.items():
         if law_fit is None:
-            refused.append(f"{name}: refused: {refusal}.")
+            refused.append(f"{name}: {refusal.removesuffix('.')}.")
             continue
         values = {**law_fit.params, **law_fit.derived}
         texts = [

@@ -23,6 +23,7 @@ BUDGET_FACTORS = (1, 3, 10)  # budgets of the section, relative to the most expe
 COMPUTE_FACTOR = 10.0  # compute of the recommended size, relative to the most expensive run
 SIZE_RANGE = np.geomspace(1e-2, 1e4, 2001)  # relative to the largest fitted run
 N_REFINEMENTS = 20  # repetitions of size and FLOPs per token, until they agree
+TOKENS_PER_PARAMETER = 20  # of the published rule of Hoffmann et al. 2022 (arXiv:2203.15556)
 PROPORTION = 1.2  # largest ratio of tokens per parameter among runs in proportion
 TARGET_FACTOR = 10.0  # product of the inputs of the target, relative to the largest fitted run
 TITLES = {"N": "parameters without embeddings", "D": "tokens", "C": "FLOPs of a run"}
@@ -41,7 +42,8 @@ class NextRuns:
     def describe_target(self) -> str:
         """Return the target as text, such as N = 5M."""
         inputs = ", ".join(f"{k} = {style.format_si(v)}" for k, v in self.target.items())
-        kind = "the target of the sweep" if self.is_sweep_target else "ten times the largest run"
+        largest = "ten times the largest fitted run"
+        kind = "the target of the sweep" if self.is_sweep_target else largest
         return f"{inputs} ({kind})"
 
 
@@ -84,36 +86,42 @@ def _target_inputs(sweep: summary.SweepSummary, law_fit: fit.Fit) -> tuple[dict[
 
 def next_runs(sweep: summary.SweepSummary) -> Markup:
     """Return the section: the size for ten times the compute, and the best runs to add."""
-    answer = html.paragraph(f"With {COMPUTE_FACTOR:g} times the compute: {describe_size(sweep)}")
+    question = html.subheading(f"Which size for {COMPUTE_FACTOR:g} times the compute?")
+    text = f"With {COMPUTE_FACTOR:g} times the compute: {describe_size(sweep)}"
+    answer = html.join_html([question, html.paragraph(text)])
     try:
         plan = plan_next_runs(sweep)
     except ValueError as error:
-        reason = f"No advice on the next run: {error}."
-        return html.join_html([answer, html.paragraph(reason, "muted")])
+        # The section of the law has the reason for a missing law.
+        cause = str(error) if sweep.fit else "the sweep has no law"
+        reason = html.paragraph(f"No advice on the next run: {cause}.", "muted")
+        return html.join_html(
+            [answer, html.subheading("Which run makes the law more certain?"), reason]
+        )
     lines = []
     for factor in BUDGET_FACTORS:
         budget = factor * plan.budget
         advice = plan.advice if factor == 1 else plan_next_runs(sweep, budget).advice
-        lines.append(
-            {"budget, FLOPs": budget} | _run_line(advice.runs[0], advice.before, advice.after)
-        )
+        line = _run_line(advice.runs[0], advice.before, advice.after)
+        if not lines or line["FLOPs"] != lines[-1]["FLOPs"]:  # more FLOPs may buy no better run
+            lines.append({"budget, FLOPs": budget} | line)
     formats: dict[str, Any] = dict.fromkeys(("budget, FLOPs", "FLOPs"), style.power_of_ten)
     formats |= dict.fromkeys(TITLES.values(), style.format_si)
     first = plan.advice.runs[0]
     size = f" of {style.format_si(first['N'])} parameters" if "N" in first else ""
     benefit = (
-        f"To make the law more certain at the cost of its most expensive run: add a run{size}. If"
-        f" the form of the law is right, the standard deviation of the prediction at"
-        f" {plan.describe_target()} falls from {plan.advice.before:.3g} to"
-        f" {plan.advice.after:.3g} nats."
+        f"Add a run{size}. It costs no more than the most expensive run of the law. If the form of"
+        f" the law is right, the standard deviation of the prediction at {plan.describe_target()}"
+        f" falls from {plan.advice.before:.3g} to {plan.advice.after:.3g} nats."
     )
     note = (
-        "Each line is the run that narrows this prediction the most per FLOP. Candidates are within"
-        " the reach of the law and cheaper than the target."
+        "Each line is the run within a budget that narrows this prediction the most per FLOP."
+        " Candidates are within the reach of the law and cheaper than the target."
     )
     return html.join_html(
         [
             answer,
+            html.subheading("Which run makes the law more certain?"),
             html.paragraph(benefit),
             html.html_table(lines, formats),
             html.paragraph(note, "muted"),
@@ -203,13 +211,35 @@ def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
     tokens = largest[records.TOKENS] * (factor if is_in_proportion else 1)
     estimate = law_fit.predict(size)
     prediction = style.format_prediction(estimate.value, estimate.lo, estimate.hi)
-    rule = "the same tokens per parameter" if is_in_proportion else "the same number of tokens"
-    return (
-        f"train about {style.format_si(size)} parameters without embeddings on"
-        f" {style.format_si(tokens)} tokens, {rule} as the largest run; the law predicts a loss of"
-        f" {prediction}. These runs do not determine the best division between size and tokens:"
-        f" add sizes at {run_selection.MIN_BUDGETS} or more token budgets to find it."
+    unknown = (
+        "These runs do not determine the best division between size and tokens, which needs sizes"
+        f" at {run_selection.MIN_BUDGETS} or more token budgets."
     )
+    if is_in_proportion:
+        return (
+            f"train about {style.format_si(size)} parameters without embeddings on"
+            f" {style.format_si(tokens)} tokens, the same tokens per parameter as the largest run;"
+            f" the law predicts a loss of {prediction}. {unknown}"
+        )
+    ruled_size = _size_by_rule(law_fit, budget)
+    return (
+        f"train about {style.format_si(ruled_size)} parameters without embeddings on"
+        f" {style.format_si(TOKENS_PER_PARAMETER * ruled_size)} tokens. This is the published rule"
+        f" of {TOKENS_PER_PARAMETER} tokens per parameter (Hoffmann et al. 2022), for which the law"
+        f" of size predicts no loss. {unknown} On only {style.format_si(tokens)} tokens, like the"
+        f" largest run, the same FLOPs train about {style.format_si(size)} parameters, with a"
+        f" predicted loss of {prediction}."
+    )
+
+
+def _size_by_rule(law_fit: fit.Fit, budget: float) -> float:
+    """Return the size whose training on TOKENS_PER_PARAMETER costs a budget of FLOPs."""
+    columns = (records.N_PARAMS, records.FLOPS, records.TOKENS)
+    sizes, flops, tokens = (np.array([row[key] for row in law_fit.data.rows]) for key in columns)
+    candidates = sizes.max() * SIZE_RANGE
+    per_token = run_cost.fit_flops_per_token(sizes, flops / tokens)
+    costs = TOKENS_PER_PARAMETER * candidates * per_token(candidates)
+    return float(np.exp(np.interp(np.log(budget), np.log(costs), np.log(candidates))))
 
 
 def _run_line(run: dict[str, float], before: float, after: float) -> dict[str, Any]:
@@ -219,8 +249,8 @@ def _run_line(run: dict[str, float], before: float, after: float) -> dict[str, A
         line["nearest size of the ladder"] = nearest_ladder_size(run["N"])
     return line | {
         "FLOPs": run["flops"],
-        "standard deviation before": f"{before:.3g}",
-        "after": f"{after:.3g}",
+        "standard deviation before, nats": f"{before:.3g}",
+        "standard deviation after, nats": f"{after:.3g}",
     }
 
 

@@ -32,6 +32,7 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
         return html.paragraph(f"No prediction was stored{reason}.", "muted")
     by_law = {"size alone": sweep.prediction, "size and tokens": sweep.prediction.get("joint", {})}
     lines, notes = [], []
+    sizes = {row["name"]: row.get(records.N_PARAMS) or 0.0 for row in sweep.rows}
     for law, prediction in by_law.items():
         fitted = [row for row in sweep.rows if row["name"] in prediction.get("runs", ())]
         refusal = run_selection.refuse_joint_law(fitted) if law == "size and tokens" else ""
@@ -39,7 +40,8 @@ def _predictions(sweep: summary.SweepSummary) -> Markup:
             notes.append(f"The stored prediction of the law of {law} is not shown: {refusal}.")
         elif records.is_finite(prediction.get("value")):
             lines.append(_prediction(sweep, law, prediction))
-            runs = ", ".join(prediction.get("runs", ()))
+            names = sorted(prediction.get("runs", ()), key=lambda name: sizes.get(name, 0.0))
+            runs = ", ".join(elements.short_run_name({"name": name}) for name in names)
             notes.append(f"The law of {law} was fitted to {runs}.")
             if records.is_finite(prediction.get("lo_if_form_right")):
                 bounds = prediction["lo_if_form_right"], prediction["hi_if_form_right"]
@@ -59,10 +61,16 @@ def _audit(sweep: summary.SweepSummary) -> Markup:
     """Return the hash of the prediction, the number of its verified links, and contradictions."""
     links = prediction_audit.audit_prediction(sweep.path, should_refit=False)
     n_links = Counter(link.status for link in links)
-    counts = ", ".join(f"{n_links[status]} {status}" for status in prediction_chain.STATUSES)
+    plurals = {prediction_chain.CONTRADICTION: "contradictions"}
+    counts = ", ".join(
+        f"{n_links[status]} {status if n_links[status] == 1 else plurals.get(status, status)}"
+        for status in prediction_chain.STATUSES
+    )
     text = (
-        f"Audit of the records behind this prediction: {counts}. "
-        f"SHA-256 of the prediction: {prediction_audit.prediction_sha256(sweep.path)}."
+        "Audit of the chain from the fitted runs over the prediction to the result, in links:"
+        f" {counts}. SHA-256 of the prediction:"
+        f" {prediction_audit.prediction_sha256(sweep.path)}. This command lists the links:"
+        f" experiments.report --verify={sweep.path}."
     )
     contradictions = [link.text for link in links if link.status == prediction_chain.CONTRADICTION]
     notes = [html.paragraph(f"Contradiction: {text}.", "note") for text in contradictions]
@@ -89,7 +97,7 @@ def _prediction(sweep: summary.SweepSummary, law: str, prediction: dict) -> dict
         "measured": result,
         "deviation": deviation,
         "inside the interval": is_inside,
-        "stored at": main.get("written", ""),
+        "stored at": summary.format_time(main.get("written", "")),
     }
 
 

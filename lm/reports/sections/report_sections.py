@@ -6,6 +6,7 @@
 Each question of a reader has one section: see FIGURES and all_sections.
 """
 
+import shlex
 from collections.abc import Container, Mapping, Sequence
 
 from markupsafe import Markup
@@ -40,6 +41,9 @@ FIGURES = {
     "runs": ("curves", "sources", "rates_by_width", "rates_by_depth"),
 }
 SHAPE_COLUMNS = ("width", "depth")  # among the config fields that differ between runs
+FACT_PREFIXES = ("code.", "corpus.", "devices", "versions.")
+# Facts that other sections show, or that only the code reads.
+INTERNAL_FACTS = ("corpus.warnings", "devices.cut", "devices.pack")
 NO_FIGURE = "No run has data for a figure yet."
 
 
@@ -149,7 +153,7 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
         for name in sweep.missing
     ]
     for row in sweep.rows:
-        line = {"run": elements.short_run_name(row), "status": row["status"]}
+        line = {"run": elements.short_run_name(row), "status": summary.status_name(row)}
         if row["status"] != "done":
             schedule = batch_size_schedule.BatchSizeSchedule.from_row(row)
             planned_tokens = schedule.count_tokens(row["steps"])
@@ -162,9 +166,12 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
         {"run": ", ".join(names), "status": "done", "reason": reason}
         for reason, names in excluded.items()
     ]
-    if not lines:
-        return html.paragraph("None: every run is done and in the law.", "muted")
-    return html.html_table(lines)
+    if lines:
+        return html.html_table(lines)
+    text = "None: every run is done" + (" and in the law" if sweep.fit else "")
+    if sweep.fit and sweep.target and not elements.is_in_fit(sweep.target, sweep.fit):
+        text += f", except {elements.short_run_name(sweep.target)}, which the law predicts"
+    return html.paragraph(f"{text}.", "muted")
 
 
 def _reason_outside_fit(sweep: summary.SweepSummary, row: dict) -> str:
@@ -199,22 +206,24 @@ def _settings(sweep: summary.SweepSummary) -> list[Markup]:
     by_run = [
         {"run": elements.short_run_name(row)} | {field: str(row[field]) for field in varied}
         for row in sweep.rows
+        if varied
     ]
     shared = "\n".join(
         f"{field} = {texts[0]}" for field, texts in values.items() if texts and field not in varied
     )
-    return [
-        html.collapsed_section("Config fields that differ between runs", html.html_table(by_run)),
-        html.collapsed_section("Config fields that all runs share", html.code_block(shared)),
-    ]
+    sections = {"Config fields that differ between runs": html.html_table(by_run)} if by_run else {}
+    title = "Config fields that all runs share" if by_run else "Config fields"
+    sections[title] = html.code_block(shared)
+    return [html.collapsed_section(name, body) for name, body in sections.items()]
 
 
 def _reproduction(sweep: summary.SweepSummary) -> Markup:
     """Return commit, commands, corpus, devices and versions, and the terms of the report."""
     facts = []
     for key in sorted({key for row in sweep.rows for key in row}):
-        values = sorted({str(row[key]) for row in sweep.rows if row.get(key) is not None})
-        if values and key.startswith(("code.", "corpus.", "devices", "versions.")):
+        values = sorted({_fact_text(row[key]) for row in sweep.rows if row.get(key) is not None})
+        is_shown = key.startswith(FACT_PREFIXES) and key not in INTERNAL_FACTS
+        if values and is_shown:
             note = " (differs between runs)" if len(values) > 1 else ""
             facts.append({"fact": key, "value": ", ".join(values) + note})
     commits = {row["code.commit"] for row in sweep.rows if row.get("code.commit")}
@@ -226,15 +235,36 @@ def _reproduction(sweep: summary.SweepSummary) -> Markup:
     )
     if any(commit.endswith("+") for commit in commits):
         commit_note = f"Tracked files had uncommitted changes. {commit_note}"
-    command = sweep.facts.get("command", "unknown command")
-    report = f"uv run python -m experiments.report --dir={sweep.path}"
+    report = f"uv run python -m experiments.report {shlex.quote(f'--dir={sweep.path}')}"
+    seconds = sum(row["seconds"] for row in sweep.rows if records.is_finite(row.get("seconds")))
+    duration = f", which took {summary.format_duration(seconds)}" if seconds else ""
+    command = sweep.facts.get("command")
+    purpose = f"These commands train all runs{duration}, and write this page again."
+    if not command:
+        purpose = "The records name no sweep file. This command writes the page again."
+    commands = f"{checkout}{command}\n{report}" if command else f"{checkout}{report}"
+    notes = [commit_note if checkout else "", _started(sweep)]
     return html.join_html(
         [
-            html.paragraph("These commands train all runs and write this page again."),
-            html.code_block(f"{checkout}{command}\n{report}"),
-            html.paragraph(commit_note if checkout else "", "muted"),
-            html.paragraph(f"Started {sweep.facts.get('created', 'at an unknown time')}.", "muted"),
-            html.html_table(facts),
+            html.paragraph(purpose),
+            html.code_block(commands),
+            *(html.paragraph(note, "muted") for note in notes if note),
+            html.collapsed_section("Versions, devices and text", html.html_table(facts)),
             html.collapsed_section("Terms of this report", html.glossary()),
         ]
     )
+
+
+def _started(sweep: summary.SweepSummary) -> str:
+    """Return the start time of a sweep as a sentence, "" if it is unknown."""
+    created = sweep.facts.get("created")
+    return f"The sweep started at {summary.format_time(created)}." if created else ""
+
+
+def _fact_text(value) -> str:
+    """Return a recorded fact as text: numbers with four digits, dictionaries as lists."""
+    if isinstance(value, float):
+        return style.power_of_ten(value) if abs(value) >= 1e6 else style.format_number(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number}" for key, number in value.items())
+    return str(value)

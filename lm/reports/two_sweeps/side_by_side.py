@@ -108,7 +108,7 @@ def _answers(sweep: summary.SweepSummary, rates: device_cost.DeviceRates) -> dic
     certainty = "unknown"
     if sweep.fit is not None:
         law = elements.format_formula(sweep.fit)
-        certainty = law_section.describe_certainty(sweep.fit)
+        certainty = " ".join(law_section.describe_certainty(sweep.fit))
     rows = sweep.rows
     has_tasks = bool(task_results.task_names(rows))
     return {

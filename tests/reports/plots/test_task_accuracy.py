@@ -51,7 +51,7 @@ def test_predicted_accuracy_is_plotted_beside_measured(rows):
     predictions["modular"] = {"refused": "at chance"}
     figure = task_accuracy.predicted_accuracy(predictions, rows[-1])
     measured = f"{task}: measured {100 * rows[-1][task_results.task_column(task)]:.0f}%"
-    assert "n = 1 tasks of 2" in figure.get_supxlabel()
+    assert "n = 1 of 2 tasks" in figure.get_supxlabel()
     assert tips(figure) == [f"{task}: predicted 50% [25, 75]", measured]
     assert tips(task_accuracy.predicted_accuracy(predictions)) == [
         f"{task}: predicted 50% [25, 75]"
@@ -65,4 +65,4 @@ def test_figures_without_tasks_state_zero_tasks(rows):
     for runs in ([], without_tasks):
         curves = task_analysis.accuracy_curves(runs)
         assert "0 tasks" in task_accuracy.accuracy_vs_loss(runs, curves).get_supxlabel()
-    assert "n = 0 tasks of 0" in task_accuracy.predicted_accuracy({}).get_supxlabel()
+    assert "n = 0 of 0 tasks" in task_accuracy.predicted_accuracy({}).get_supxlabel()

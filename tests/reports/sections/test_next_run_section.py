@@ -55,7 +55,7 @@ def test_size_for_ten_times_the_compute_has_these_flops():
     size = next_run_section._size_at_cost(sweep.fit, budget)
     assert price(size) == pytest.approx(budget, rel=1e-3)
     text = next_run_section.describe_size(sweep)
-    assert f"train about {style.format_si(size)} parameters" in text
+    assert f"train about {style.format_si(size)} parameters" in text, text
     without_flops = [row | {"flops": 1e12 * (1 + i % 2)} for i, row in enumerate(sweep.rows)]
     law_fit = sweep.fit.refit(without_flops)
     with pytest.raises(ValueError, match="no function of N"):

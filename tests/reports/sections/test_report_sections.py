@@ -7,6 +7,7 @@ import pytest
 from fixtures import made_up_sweep
 
 from lm.reports import device_cost, summary
+from lm.reports.plots import style
 from lm.reports.sections import (
     cost_section,
     law_section,
@@ -38,7 +39,7 @@ def test_each_question_is_answered_in_one_section(toy):
     sections = {name: visible(html) for name, html in report_sections.all_sections(toy, {}).items()}
     assert list(sections) == HEADINGS
     for heading, phrase in (
-        ("The law", "How sure is it? The law was fitted to"),
+        ("The law", "How sure is the law? The law was fitted to"),
         ("The next run", "With 10 times the compute:"),
         ("Abilities", "Improve with size:"),
         ("Time and cost", "Spent:"),
@@ -57,9 +58,10 @@ def test_setup_has_three_lines_of_models_text_and_recipe(toy):
 
 
 def test_certainty_states_intervals_and_backtest(toy):
-    text = law_section.describe_certainty(toy.fit)
-    assert re.search(r"10 times the largest\), it predicts \d\.\d+ \[\d\.\d+, \d\.\d+\]", text)
-    assert re.search(r"missed \d+ larger runs by \d\.\d% on average", text)
+    text = " ".join(law_section.describe_certainty(toy.fit))
+    interval = r"predicts a loss of \d\.\d+ \[\d\.\d+, \d\.\d+\] \(± \d+\.\d%\)"
+    assert re.search(rf"10 times the largest fitted run\), it {interval}", text)
+    assert re.search(r"predicted \d+ larger runs with a mean error of \d\.\d%", text)
     assert "Doubling N removes 1" in law_section.describe_law(toy.fit)
 
 
@@ -68,6 +70,16 @@ def test_size_for_ten_times_the_compute_keeps_the_ratio(toy):
     text = next_run_section.describe_size(toy)
     size = made_up_sweep.SIZES["1.6M"] * math.sqrt(10) / 1e6
     assert f"train about {size:.3g}M parameters" in text and "same tokens per parameter" in text
+
+
+def test_equal_tokens_lead_to_the_published_ratio():
+    """A law of size at equal tokens would advise a large model that is hardly trained."""
+    sweep = summary.load_summary("notebooks/data/real_ladder")
+    budget = 10 * max(row["flops"] for row in sweep.finished)
+    size = next_run_section._size_by_rule(sweep.fit, budget)
+    text = next_run_section.describe_size(sweep)
+    assert f"train about {style.format_si(size)} parameters" in text
+    assert f"on {style.format_si(20 * size)} tokens. This is the published rule of 20" in text
 
 
 def test_isoflop_law_divides_the_budget(tmp_path):
@@ -84,10 +96,14 @@ def test_unfinished_sweep_states_what_is_missing(tmp_path):
     folder = made_up_sweep.sweep(tmp_path, missing=sizes[1:], predict=False)
     sweep = summary.load_summary(folder)
     sections = {name: visible(t) for name, t in report_sections.all_sections(sweep, {}).items()}
-    assert "1 of 6 runs are done. A law of size needs" in sections["The law"]
+    assert "at least 3 sizes besides the predicted run" in sections["The law"]
+    assert "Finished sizes: 1." in sections["The law"]
     assert "size unknown, because no law" in sections["The next run"]
     assert "is unknown: only one size is finished" in sections["Abilities"]
     assert "Not finished: 5 runs." in sections["Time and cost"]
+    sizes = ("60K", "700K", "1.6M")  # a law of three runs has no intervals
+    sweep = summary.load_summary(made_up_sweep.sweep(tmp_path, "few", missing=sizes, predict=False))
+    assert "has no intervals: train more runs" in next_run_section.next_runs(sweep)
 
 
 def test_cost_compares_actual_and_planned_time(toy):
@@ -100,9 +116,11 @@ def test_cost_compares_actual_and_planned_time(toy):
 
 def test_tasks_with_and_without_trend_are_named(toy):
     lines = ability_section.describe_abilities(toy)
-    assert lines[0].startswith("The largest model, 1.6M, masters ")
+    assert lines[0].startswith("The largest finished model, 1.6M, masters ")
     assert any(line.startswith("Improve with size: ") for line in lines)
     assert any(line.startswith("No trend: ") for line in lines)
+    excluded = visible(report_sections.all_sections(toy, {})["Runs and settings"])
+    assert "every run is done and in the law, except 1.6M, which the law predicts." in excluded
 
 
 def test_constant_columns_are_one_line(toy):

@@ -21,9 +21,11 @@ METHOD_NAMES = {
     ability_backtest.BASE_RATE: "base rate of the previous size",
 }
 NOTE = (
-    "The probability of a task is that of being above baseline, after the correction for the number"
-    " of tasks. The Brier score is the mean squared error of the probabilities: 0 is perfect, and"
-    " 0.25 is a coin. The back-test predicts the largest fitted sizes from smaller ones."
+    "Two-step: size predicts the loss, and the loss predicts the score. Direct: size and tokens"
+    " predict the score. The probability of a task is that of being above baseline, after the"
+    " correction for the number of tasks. The Brier score is the mean squared error of the"
+    " probabilities: 0 is perfect, and 0.25 is a coin. The back-test predicts the largest fitted"
+    " sizes from smaller ones."
 )
 
 
@@ -89,11 +91,12 @@ def _table(quantities: Sequence[Mapping]) -> Markup:
     lines = []
     for quantity in quantities:
         column, interval, result = quantity["name"], quantity["interval"], quantity["q"]
-        scale = 100 if column.endswith(".accuracy") else 1
+        is_share = column.endswith(".accuracy")
+        scale = 100 if is_share else 1
         lines.append(
             {
-                "quantity": prediction_results.quantity_name(column),
-                "method": quantity["method"].replace("_", " "),
+                "quantity": prediction_results.quantity_name(column) + (" (%)" if is_share else ""),
+                "method": METHOD_NAMES[quantity["method"]].partition(":")[0],
                 "predicted": scale * interval["value"],
                 f"{ability_prediction.LEVEL:.0%} interval": (
                     scale * interval["lo"],

@@ -9,6 +9,15 @@ from lm.reports import html, summary, task_analysis, task_significance
 from lm.reports.plots import elements
 from lm.runs import records, run_selection, short_names, task_results
 
+METRIC_TITLES = {
+    "p_right": "probability of the correct answer",
+    "bits_per_byte": "bits per byte of the correct answer",
+    "brier": "Brier score",
+    "token_accuracy": "share of correct tokens",
+    "token_probability": "probability per token",
+    "keystrokes_saved": "keystrokes saved by completion",
+}
+
 
 def task_reliability(sweep: summary.SweepSummary) -> Markup:
     """Return the reliability of each task, and the rank correlation of metrics with accuracy."""
@@ -28,7 +37,7 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     median_title = "rank correlation with accuracy, median"
     correlations = [
         {
-            "metric": metric,
+            "metric": METRIC_TITLES.get(metric, metric),
             median_title: task_analysis.median(by_task.values()),
             "lowest": min(by_task.values()),
             "tasks": len(by_task),
@@ -40,9 +49,15 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     noise_note = (
         "Noise of one accuracy. Sampling: choice of examples. Checkpoint: deviation of the last "
         "evaluations of a run from a line. Seed: difference between seeds. Signal to noise "
-        "combines sampling noise with the larger of checkpoint and seed noise."
+        "combines sampling noise with the larger of checkpoint and seed noise. Verdict: predictable"
+        " if at least three sizes in a row to the largest are above baseline, none of them clearly"
+        " below a smaller size, and the signal is twice the noise; noisy otherwise."
     )
     order_note = "Rank correlation of each metric with accuracy over the runs (1: same order):"
+    correlation_parts = []
+    if correlations:
+        table = html.html_table(correlations, correlation_formats)
+        correlation_parts = [html.paragraph(order_note, "muted"), table]
     return html.join_html(
         [
             html.html_table(lines, formats, is_sortable=True),
@@ -51,8 +66,7 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
             *(html.paragraph(note, "note") for note in _overflow_notes(finished)),
             *(html.paragraph(note, "note") for note in _invalid_notes(sweep)),
             html.paragraph(noise_note, "muted"),
-            html.paragraph(order_note, "muted"),
-            html.html_table(correlations, correlation_formats),
+            *correlation_parts,
         ]
     )
 
