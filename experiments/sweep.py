@@ -104,7 +104,7 @@ def main() -> int:
 
     runs = adopt_configs(runs)
     launcher.validate_names(runs)
-    mesh.initialize_devices(f"{runs[0].dir}/.compiled")
+    mesh.initialize_devices()
     deterministic.fix_threads(max(run.mesh.deterministic_shards for run in runs))
     cli.join()
     if _WORKER.value:
