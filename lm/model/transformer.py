@@ -15,6 +15,8 @@ Modules are Flax NNX in tree mode and exist only while a function is traced. Bet
 weights are a nested dict of arrays, with the layers stacked on a leading axis.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -277,7 +279,7 @@ def init_params(model: schema.Model, seed: int | jax.Array) -> dict:
     With model.lora_rank, the key "lora" has the adapters.
     """
     with layers.tree_mode():
-        decoder = Decoder(model, _rngs(seed), mesh.DEFAULT_RULES)
+        decoder = Decoder(model, nnx.Rngs(params=jax.random.key(seed)), mesh.DEFAULT_RULES)
         params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     names = _declared_axes(model)
     params = jax.tree.map(
@@ -372,10 +374,6 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arr
     return log_z_BT - target_logit_BT, log_z_BT
 
 
-def _rngs(seed) -> nnx.Rngs:
-    return nnx.Rngs(params=jax.random.key(seed))
-
-
 def _stack(model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules) -> Block:
     """Return one Block that stacks n_layers blocks on a leading "layers" axis of every weight."""
 
@@ -389,5 +387,12 @@ def _stack(model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules) -> Bl
 
 def _abstract(model: schema.Model, rules: mesh.ShardingRules = mesh.DEFAULT_RULES):
     """Return (graph definition, abstract weights) of the decoder without computing anything."""
+    return _cached_abstract(dataclasses.astuple(model), rules)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_abstract(fields: tuple, rules: mesh.ShardingRules):
+    """Return the result of `_abstract`, which each traced function of a run needs again."""
+    model, rngs = schema.Model(*fields), lambda: nnx.Rngs(params=jax.random.key(0))
     with layers.tree_mode():
-        return nnx.split(nnx.eval_shape(lambda: Decoder(model, _rngs(0), rules)), nnx.Param)
+        return nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs(), rules)), nnx.Param)

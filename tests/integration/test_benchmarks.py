@@ -11,16 +11,19 @@ import pytest
 from experiments.benchmarks import (
     hyperparameter_law,
     interleaved,
+    memory,
     module_tests,
     mutation,
     throughput_scaling,
     trace_breakdown,
     train_step,
 )
+from lm.config import model_sizes
 from lm.parallel import mesh
 from lm.reports.plots import style
 from lm.training import step
 
+CALLS = ("first call", "next calls")
 PROGRAM = """
 import json, sys
 print("not an answer"); print(json.dumps({"now": 0.0}), flush=True)
@@ -73,6 +76,22 @@ def test_trace_breakdown_recognizes_every_part_of_a_step(tiny):
     text = lowered.as_text(dialect="hlo", debug_info=True)
     parts = set(trace_breakdown.operation_parts(text).values())
     assert parts >= {"matmul", "attention", "optimizer", "softmax and loss"}, json.dumps([*parts])
+
+
+def test_memory_is_planned_by_class_and_measured_by_stage(tiny, capsys):
+    result = {"size": "tiny"} | memory.measure_stages(tiny, 1)
+    plan, n_bytes = result["plan"], 4 * model_sizes.count_parameters(tiny.model)["total"]
+    assert tuple(plan) == memory.PLAN and min(plan.values()) >= 0
+    assert plan["weights"] == plan["gradients"] == jax.device_count() * n_bytes / memory.MIB
+    assert plan["moments"] == pytest.approx(2 * plan["weights"], rel=0.01)
+    stages = result["stages"]
+    assert list(stages)[2:] == ["compilation", "initialization", *CALLS, "evaluation"]
+    assert all(stage["peak"] >= stage["after"] - 1 for stage in stages.values())
+    assert memory.peak_above_imports(result) == max(stage["peak"] for stage in stages.values())
+    result["torch"] = {"imports": 200.0, "peak": 400.0, "above imports": 200.0}
+    memory.print_table(result)
+    text = capsys.readouterr().out
+    assert "planned weights" in text and "PyTorch 400.0, above imports 200.0: ratios" in text
 
 
 def test_figure_has_a_panel_per_axis_and_stores_its_lines(tmp_path, monkeypatch):

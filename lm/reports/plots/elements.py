@@ -112,8 +112,9 @@ def draw_point(
     yerr, xerr: standard errors of the point, or None for no error bar.
     """
     x, y = point
-    bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
-    axes.errorbar([x], [y], yerr, xerr, zorder=4, **bars)
+    if yerr is not None or xerr is not None:
+        bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
+        axes.errorbar([x], [y], yerr, xerr, zorder=4, **bars)
     shape, size = ("D", 6.5) if kind == "diamond" else ("o", 7)
     face, edge, width = (color, theme["paper"], 0.8)
     if kind == "open":
