@@ -7,8 +7,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+from fixtures import made_up_sweep
 
 from experiments.benchmarks import (
+    growth,
     hyperparameter_law,
     interleaved,
     memory,
@@ -21,6 +23,7 @@ from experiments.benchmarks import (
 from lm.config import model_sizes
 from lm.parallel import mesh
 from lm.reports.plots import style
+from lm.runs import records
 from lm.training import step
 
 CALLS = ("first call", "next calls")
@@ -267,3 +270,23 @@ def test_rules_have_the_loss_of_a_parabola():
     expected = 0.1 * np.log(2) ** 2 / 2
     assert lines["law of this sweep"]["loss above the best rate"] == f"{expected:+.2%}"
     assert len(lines) == 4
+
+
+def test_growth_marks_quantities_above_the_expected_exponent(tmp_path):
+    assert growth.powers(1000) == [10, 100, 1000] and growth.powers(50) == [10, 50]
+    square = growth.Growth("tokens", "temporaries, MiB", (10, 100), (1.0, 100.0))
+    line = growth.describe_growth(square)
+    assert square.is_too_fast and "exponent  2.00, expected 1.00 GROWS FASTER" in line
+    assert not square._replace(expected=1.95).is_too_fast
+    assert not growth.Growth("runs", "load_runs, s", (10,), (0.0,)).is_too_fast
+    results = growth.measure_documents(tmp_path, [10, 20])
+    assert [g.quantity for g in results] == ["prepare, s", "prepared text, MiB"]
+    assert growth.model_run({"model.d_model": 128}).model.d_head == 64
+
+
+def test_copied_runs_are_a_sweep_that_can_be_loaded(tmp_path):
+    growth.copy_runs(tmp_path / "copies", made_up_sweep.sweep(tmp_path), 8)
+    rows = records.load_runs(tmp_path / "copies")
+    assert len({row["name"] for row in rows}) == 8 and {row["seed"] for row in rows} == {*range(8)}
+    with pytest.raises(ValueError, match="contains no runs"):
+        growth.copy_runs(tmp_path / "none", tmp_path / "empty", 1)

@@ -60,11 +60,12 @@ def _check_columns(fit, x, y) -> None:
 def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -> None:
     """Draw the finished runs with their standard errors and tooltips."""
     x, y = columns
+    # A prediction takes milliseconds, and many runs have the same size.
+    sizes = {row[x] for row in finished} if fit is not None else set()
+    laws = {size: f", law {law_interval(fit, size)}" for size in sizes}
     for row in finished:
         error = task_results.standard_error(row, y)
-        tip = f"{describe_point(row, y)} ± {error:.2g}"
-        if fit is not None:
-            tip += f", law {law_interval(fit, row[x])}"
+        tip = f"{describe_point(row, y)} ± {error:.2g}{laws.get(row[x], '')}"
         kind = fit_kind(row, fit)
         kind = "diamond" if is_target(row, prediction) else kind
         draw_point(axes, (row[x], row[y]), colors[row["name"]], theme, tip, error, kind=kind)

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from lm.reports.plots import elements, style
 from lm.runs import records, run_selection, task_results
 
+MAX_LINES = 60  # of predicted_vs_measured, a line per run
+
 
 def loss_vs_parameters(
     rows, fit=None, prediction=None, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT
@@ -114,7 +116,7 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     The largest run is at the top. fit: a law of one column. A wide bar is the interval of the law
     for a single measurement of the run. prediction: content of prediction.json, or None. It
     replaces the law for the predicted run. Only finished runs whose token counts are in the range
-    of the fitted runs are shown.
+    of the fitted runs are shown, at most the MAX_LINES largest.
     """
     x, y = fit.columns[fit.inputs[0]], fit.columns[fit.output]
     figure, axes = style.new_figure(
@@ -122,9 +124,13 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     )
     comparable = _comparable_runs(rows, fit, prediction)
     finished, colors = run_selection.finished_with(comparable, x, y), style.size_colors(rows, theme)
+    n_finished, finished = len(finished), finished[-MAX_LINES:]
+    # A prediction takes milliseconds, and many runs have the same size.
+    row_by_size = {row[x]: row for row in finished if not elements.is_target(row, prediction)}
+    intervals = {size: _predicted_loss(row, fit) for size, row in row_by_size.items()}
     for i, row in enumerate(finished):
         is_target = elements.is_target(row, prediction)
-        value, lo, hi = _predicted_loss(row, fit, prediction)
+        value, lo, hi = elements.predicted_interval(prediction) if is_target else intervals[row[x]]
         bar = {"color": theme["soft" if is_target else "band"], "linewidth": 11, "zorder": 1}
         span = [100 * (lo / value - 1), 100 * (hi / value - 1)]
         axes.plot(span, [i, i], solid_capstyle="butt", **bar)
@@ -143,9 +149,10 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     )
     axes.set_ylim(-0.6, max(len(finished), 1) - 0.4)
     axes.grid(axis="y", visible=False)
+    omitted = f", the largest of {n_finished}" if n_finished > len(finished) else ""
     caption = [
-        f"n = {elements.count_label(finished)}. Wide bar: {elements.LEVEL:.0%} interval for one"
-        f" measurement.",
+        f"n = {elements.count_label(finished)}{omitted}. Wide bar: {elements.LEVEL:.0%} interval"
+        " for one measurement.",
         "Thin bar: one standard error.",
         "Diamond: predicted before the run started." if prediction else "",
     ]
@@ -174,10 +181,8 @@ def _comparable_runs(rows, fit, prediction) -> list[dict]:
     return [row for row in runs if low <= row.get(records.TOKENS, low) <= high]
 
 
-def _predicted_loss(row, fit, prediction) -> tuple[float, float, float]:
-    """Return (value, lo, hi) for one measurement of a run; the stored values for the target."""
-    if prediction and elements.is_target(row, prediction):
-        return elements.predicted_interval(prediction)
+def _predicted_loss(row, fit) -> tuple[float, float, float]:
+    """Return (value, lo, hi) of a law for one measurement of a run."""
     estimate = fit.predict(row, level=elements.LEVEL)
     return estimate.value, estimate.lo, estimate.hi
 
