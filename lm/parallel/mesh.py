@@ -21,7 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm.config import axis_rules, schema
-from lm.parallel import compiled_programs, deterministic, distributed, gpu_memory, peak_flops
+from lm.parallel import deterministic, distributed, gpu_memory, peak_flops, program_cache
 
 Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 
@@ -94,14 +94,14 @@ def initialize_devices() -> None:
 
     On CPU each core becomes a device, up to a power of two so that batches divide. This halves the
     step time of one device with threads. The number of devices does not change after the first use
-    of a device. Compiled programs are stored in one folder per user, see compiled_programs.py,
+    of a device. Compiled programs are stored in one folder per user, see program_cache.py,
     unless JAX_COMPILATION_CACHE_DIR names another one. Programs that compile in milliseconds are
     stored too, because most runs of a ladder are small. The part of a GPU's memory is that of
     lm/parallel/gpu_memory.py.
     """
     gpu_memory.reserve_gpu_memory()
     if not jax.config.values["jax_compilation_cache_dir"]:
-        if folder := compiled_programs.open_program_folder():
+        if folder := program_cache.open_program_folder():
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_enable_xla_caches", AUTOTUNE_CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

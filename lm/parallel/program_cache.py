@@ -1,6 +1,6 @@
 """Folder of compiled programs: one per user, without damaged files, limited in size.
 
-    if folder := compiled_programs.open_program_folder():
+    if folder := program_cache.open_program_folder():
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 JAX writes a file per program and never replaces a file. A process that is killed during a write

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from lm.parallel import compiled_programs
+from lm.parallel import program_cache
 
 PROGRAM = os.urandom(3000)
 
 
 def test_folder_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = compiled_programs.program_folder({"XDG_CACHE_HOME": "/var/user"})
+    folder = program_cache.program_folder({"XDG_CACHE_HOME": "/var/user"})
     assert folder == Path("/var/user/lm-scaling/compiled")
     for value in ("", "relative"):  # the standard ignores relative paths
-        folder = compiled_programs.program_folder({"XDG_CACHE_HOME": value})
+        folder = program_cache.program_folder({"XDG_CACHE_HOME": value})
         assert folder == Path.home() / ".cache" / "lm-scaling" / "compiled"
 
 
@@ -32,11 +32,11 @@ def test_truncated_programs_are_removed_once(tmp_path, compress):
         (tmp_path / f"{name}-cache").write_bytes(content)
         os.utime(tmp_path / f"{name}-cache", (old, old))
     (tmp_path / "written-cache").write_bytes(data[:9])
-    assert compiled_programs.open_program_folder(tmp_path) == tmp_path
+    assert program_cache.open_program_folder(tmp_path) == tmp_path
     assert {f.name for f in tmp_path.glob("*-cache")} == {"whole-cache", "written-cache"}
-    for name, age in (("written-cache", 55), (compiled_programs.STAMP, 50)):
+    for name, age in (("written-cache", 55), (program_cache.STAMP, 50)):
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    assert compiled_programs.open_program_folder(tmp_path)
+    assert program_cache.open_program_folder(tmp_path)
     assert [f.name for f in tmp_path.glob("*-cache")] == ["whole-cache"]
 
 
@@ -45,7 +45,7 @@ def test_oldest_programs_beyond_the_limit_are_removed(tmp_path):
         file = tmp_path / f"{age}-cache"
         file.write_bytes(zlib.compress(PROGRAM))
         os.utime(file, (time.time() - 100 * age - 50,) * 2)
-    compiled_programs.open_program_folder(tmp_path, 2 * len(zlib.compress(PROGRAM)))
+    program_cache.open_program_folder(tmp_path, 2 * len(zlib.compress(PROGRAM)))
     assert sorted(f.name for f in tmp_path.glob("*-cache")) == ["0-cache", "1-cache"]
 
 
@@ -56,7 +56,7 @@ def test_two_processes_can_clean_at_once(tmp_path):
     results: list[Path | None] = []
 
     def clean() -> None:
-        results.append(compiled_programs.open_program_folder(tmp_path))
+        results.append(program_cache.open_program_folder(tmp_path))
 
     threads = [threading.Thread(target=clean) for _ in range(2)]
     for thread in threads:
@@ -68,4 +68,4 @@ def test_two_processes_can_clean_at_once(tmp_path):
 
 def test_folder_that_cannot_be_created_is_not_used(tmp_path):
     (tmp_path / "file").write_text("")
-    assert compiled_programs.open_program_folder(tmp_path / "file" / "compiled") is None
+    assert program_cache.open_program_folder(tmp_path / "file" / "compiled") is None
