@@ -132,7 +132,7 @@ def measure_stages(run: Any, n_calls: int) -> dict:
         plan = _plan(run, functions, program, batches)
 
         def train() -> list[dict]:
-            state, metrics = train_steps(states.pop(), batches[:size])
+            state, metrics = train_steps(states.pop(), batches[:1])
             states.append(state)
             return metrics
 

@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from lm.reports.plots import elements, style
 from lm.runs import records, run_selection, task_results
 
-MAX_LINES = 60  # of predicted_vs_measured, a line per run
-
 
 def loss_vs_parameters(
     rows, fit=None, prediction=None, x=records.N_PARAMS, y=records.LOSS, theme=style.LIGHT
@@ -116,7 +114,7 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     The largest run is at the top. fit: a law of one column. A wide bar is the interval of the law
     for a single measurement of the run. prediction: content of prediction.json, or None. It
     replaces the law for the predicted run. Only finished runs whose token counts are in the range
-    of the fitted runs are shown, at most the MAX_LINES largest.
+    of the fitted runs are shown, at most the elements.MAX_LINES largest.
     """
     x, y = fit.columns[fit.inputs[0]], fit.columns[fit.output]
     figure, axes = style.new_figure(
@@ -124,7 +122,7 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     )
     comparable = _comparable_runs(rows, fit, prediction)
     finished, colors = run_selection.finished_with(comparable, x, y), style.size_colors(rows, theme)
-    n_finished, finished = len(finished), finished[-MAX_LINES:]
+    n_finished, finished = len(finished), finished[-elements.MAX_LINES :]
     # A prediction takes milliseconds, and many runs have the same size.
     row_by_size = {row[x]: row for row in finished if not elements.is_target(row, prediction)}
     intervals = {size: _predicted_loss(row, fit) for size, row in row_by_size.items()}
@@ -149,10 +147,9 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     )
     axes.set_ylim(-0.6, max(len(finished), 1) - 0.4)
     axes.grid(axis="y", visible=False)
-    omitted = f", the largest of {n_finished}" if n_finished > len(finished) else ""
     caption = [
-        f"n = {elements.count_label(finished)}{omitted}. Wide bar: {elements.LEVEL:.0%} interval"
-        " for one measurement.",
+        f"n = {elements.describe_shown(finished, n_finished)}. Wide bar:"
+        f" {elements.LEVEL:.0%} interval for one measurement.",
         "Thin bar: one standard error.",
         "Diamond: predicted before the run started." if prediction else "",
     ]

@@ -193,6 +193,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             lo, hi = 100 * curve.lo, 100 * curve.hi
             axes.plot(grid, 100 * curve.value, color=theme["ink"], linewidth=1.1, zorder=2)
             axes.fill_between(grid, lo, hi, color=theme["band"], linewidth=0)
+        points = []
         for row in finished:
             accuracy = task_results.task_result(row, task)
             assert accuracy, "finished_with selects runs with an accuracy"
@@ -200,9 +201,9 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             name = elements.short_run_name(row)
             tip = f"{name}: loss {style.format_number(row[x])}, {value:.0f}%"
             kind = "filled" if row["name"] in full_budget else "open"
-            elements.draw_point(
-                axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
-            )
+            color = colors[row["name"]]
+            points.append(elements.Point(row[x], value, error, color, tip, kind))
+        elements.draw_points(axes, points, theme)
         baseline = _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, _panel_title(task, baseline), theme)
         axes.locator_params(axis="x", nbins=4)
