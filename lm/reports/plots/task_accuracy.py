@@ -163,11 +163,13 @@ def _draw_emergence(axes, finished, task, x, color, theme) -> None:
         points.append({x: row[x], "p": p, "p^k": p**k})
     axes.plot(*elements.mean_curve(points, x, "p", 100), ":", color=color, linewidth=1.3)
     axes.plot(*elements.mean_curve(points, x, "p^k", 100), "--", color=color, linewidth=1.3)
+    markers = []
     for row, point in zip(finished, points, strict=True):
         exact = task_results.task_results(row)[task]["exact"]
         share, error = 100 * exact["value"], 100 * exact["se"]
         tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
-        elements.draw_point(axes, (row[x], share), color, theme, tip, error)
+        markers.append(elements.Point(row[x], share, error, color, tip))
+    elements.draw_points(axes, markers, theme)
 
 
 def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
