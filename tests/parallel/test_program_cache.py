@@ -14,6 +14,12 @@ from lm.parallel import program_cache
 PROGRAM = os.urandom(3000)
 
 
+def set_age(file: Path, seconds: float) -> None:
+    """Set the modification time of a file."""
+    changed = time.time() - seconds
+    os.utime(file, (changed, changed))
+
+
 def test_folder_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = program_cache.program_folder({"XDG_CACHE_HOME": "/var/user"})
@@ -35,7 +41,7 @@ def test_truncated_programs_are_removed_once(tmp_path, compress):
     assert program_cache.open_program_folder(tmp_path) == tmp_path
     assert {f.name for f in tmp_path.glob("*-cache")} == {"whole-cache", "written-cache"}
     for name, age in (("written-cache", 55), (program_cache.STAMP, 50)):
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+        set_age(tmp_path / name, age)
     assert program_cache.open_program_folder(tmp_path)
     assert [f.name for f in tmp_path.glob("*-cache")] == ["whole-cache"]
 
@@ -44,7 +50,7 @@ def test_oldest_programs_beyond_the_limit_are_removed(tmp_path):
     for age in range(4):
         file = tmp_path / f"{age}-cache"
         file.write_bytes(zlib.compress(PROGRAM))
-        os.utime(file, (time.time() - 100 * age - 50,) * 2)
+        set_age(file, 100 * age + 50)
     program_cache.open_program_folder(tmp_path, 2 * len(zlib.compress(PROGRAM)))
     assert sorted(f.name for f in tmp_path.glob("*-cache")) == ["0-cache", "1-cache"]
 
