@@ -128,8 +128,10 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     intervals = {size: _predicted_loss(row, fit) for size, row in row_by_size.items()}
     for i, row in enumerate(finished):
         is_target = elements.is_target(row, prediction)
-        is_stored = is_target and prediction
-        value, lo, hi = elements.predicted_interval(prediction) if is_stored else intervals[row[x]]
+        if is_target and prediction:
+            value, lo, hi = elements.predicted_interval(prediction)
+        else:
+            value, lo, hi = intervals[row[x]]
         bar = {"color": theme["soft" if is_target else "band"], "linewidth": 11, "zorder": 1}
         span = [100 * (lo / value - 1), 100 * (hi / value - 1)]
         axes.plot(span, [i, i], solid_capstyle="butt", **bar)
