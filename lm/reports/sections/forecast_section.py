@@ -10,7 +10,7 @@ from lm.reports import html, summary
 from lm.reports.plots import elements
 
 FRACTION = 0.5  # of the steps from which finished runs are forecast
-MAX_RUNS = 60  # finished runs that are forecast: the time grows with the square of their number
+MAX_RUNS = 30  # finished runs that are forecast, each in a quarter of a second
 NOTE = (
     "Each finished run is forecast from half of its steps and from the other finished runs, which"
     " select the model of the learning curve. The baseline is a power law of the summed learning"
