@@ -92,7 +92,7 @@ def main() -> int:
     can_end = not (is_internal or _ADOPT.value)
     if can_end and (folder := finished_sweep.find_finished_folder(runs)):
         console.print_line(f"all {len(runs)} runs are done")
-        return print_results(folder)
+        return print_results(folder, finished_sweep.find_current_report(folder))
     if _ON.value == "slurm" and not _WORKER.value:
         return submit_jobs(adopt_configs(runs))
     if _JOBS.value > 1 and not is_internal:
@@ -104,7 +104,7 @@ def main() -> int:
 
     runs = adopt_configs(runs)
     launcher.validate_names(runs)
-    mesh.initialize_devices(f"{runs[0].dir}/.compiled")
+    mesh.initialize_devices()
     deterministic.fix_threads(max(run.mesh.deterministic_shards for run in runs))
     cli.join()
     if _WORKER.value:
@@ -371,17 +371,18 @@ def last_line(log: Path) -> str:
     return f"{lines[-1]} ({log})" if lines else str(log)
 
 
-def print_results(folder: Path) -> int:
-    """Write the report and print its results. Return 1 if a run failed, diverged or was lost.
+def print_results(folder: Path, page: Path | None = None) -> int:
+    """Print the results of a sweep. Return 1 if a run failed, diverged or was lost.
 
-    A run that another process is training is none of these.
+    page: report of these results; None writes it. A run that another process is training has not
+    failed.
     """
     from experiments.common import next_command
     from lm.reports import report, summary
     from lm.reports.sections import source_section
 
     sweep = summary.load_summary(folder)
-    page = report.write_summary(sweep)
+    page = page or report.write_summary(sweep)
     console.table(summary.summary_table(sweep.rows, sweep.prediction))
     console.print_line(str(sweep.fit or f"no law: {sweep.refusal}"))
     console.print_line(summary.headline(sweep)[1])

@@ -25,7 +25,7 @@ def main() -> int:
     from lm.runs import records
     from lm.training import loop
 
-    mesh.initialize_devices(f"{run.dir}/.compiled")
+    mesh.initialize_devices()
     deterministic.fix_threads(run.mesh.deterministic_shards)
     cli.join()
     distributed.run_on_primary(lambda: records.check_same_config(run))

@@ -1,4 +1,4 @@
-"""A sweep whose runs are all finished, found without JAX, so that its command ends in seconds."""
+"""A sweep whose runs are all finished and reported, so that its command ends in seconds."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from absl import flags
 
 from lm.config import schema
 from lm.parallel import cluster
-from lm.runs import filesystem, records
+from lm.runs import filesystem, provenance, records
 from lm.runs.integrity import sweep_files
 
 
@@ -29,3 +29,21 @@ def find_finished_folder(runs: list[schema.Run]) -> Path | None:
         records.check_same_config(run)
     folder = folders.pop()
     return folder if sweep_files.read_member_names(folder) == names else None
+
+
+def find_current_report(folder: Path) -> Path | None:
+    """Return the report of a local sweep if this version wrote it after all records, else None.
+
+    Figures take most of the time of a report. experiments.report always draws them again.
+    """
+    page = folder / "report.html"
+    if filesystem.is_remote(folder) or not page.is_file():
+        return None
+    folders = [folder, *sweep_files.find_run_dirs(folder)]
+    newest = max(
+        (file.stat().st_mtime_ns for top in folders for file in top.iterdir() if file.is_file()),
+        default=0,
+    )
+    version = f"lm-scaling {provenance.package_version()},"
+    is_current = page.stat().st_mtime_ns >= newest and version in page.read_text(encoding="utf-8")
+    return page if is_current else None

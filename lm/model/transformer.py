@@ -278,7 +278,7 @@ def init_params(model: schema.Model, seed: int | jax.Array) -> dict:
     With model.lora_rank, the key "lora" has the adapters.
     """
     with layers.tree_mode():
-        decoder = Decoder(model, _rngs(seed), mesh.DEFAULT_RULES)
+        decoder = Decoder(model, nnx.Rngs(params=jax.random.key(seed)), mesh.DEFAULT_RULES)
         params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     names = _declared_axes(model)
     params = jax.tree.map(
@@ -372,10 +372,6 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arr
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return log_z_BT - target_logit_BT, log_z_BT
-
-
-def _rngs(seed) -> nnx.Rngs:
-    return nnx.Rngs(params=jax.random.key(seed))
 
 
 def _stack(model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules) -> Block:

@@ -4,6 +4,7 @@ Files in reading order:
 
 mesh.py              build a mesh, shard arrays, permute positions
 xla_flags.py         compiler options of a platform
+program_cache.py     folder of compiled programs, one per user
 cluster.py           the processes of a run by flags and the environment of a cluster
 distributed.py       start of several processes, collectives
 peer_connections.py  detection of dead processes

@@ -1,5 +1,7 @@
 """Memory that a process can use on each of its devices, in bytes."""
 
+import contextlib
+import ctypes
 import os
 import resource
 from pathlib import Path
@@ -30,6 +32,16 @@ def available_host_bytes() -> float:
     system = _read_numbers(Path("/proc/meminfo"))
     free = system.get("MemAvailable:", float("inf")) + system.get("SwapFree:", 0.0)
     return max(0.0, min(1024 * free, _free_group_bytes(), _free_address_space()))
+
+
+def release_free_memory() -> None:
+    """Return the free memory of malloc to the system, if the C library can do this.
+
+    A compilation needs hundreds of MiB, which malloc retains otherwise. The arrays of a step are
+    larger than most of these free blocks and need memory of their own.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _free_group_bytes() -> float:

@@ -21,7 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm.config import axis_rules, schema
-from lm.parallel import deterministic, distributed, gpu_memory, peak_flops
+from lm.parallel import deterministic, distributed, gpu_memory, peak_flops, program_cache
 
 Either = typing.TypeVar("Either", jax.Array, np.ndarray)
 
@@ -85,25 +85,24 @@ class ShardingRules:
 
 
 DEFAULT_RULES = ShardingRules()
-DEFAULT_CACHE = "runs/.compiled"
 # XLA stores the GPU kernels that it has selected by measurements in this folder of the cache.
 AUTOTUNE_CACHE = "xla_gpu_per_fusion_autotune_cache_dir"
 
 
-def initialize_devices(cache: str = DEFAULT_CACHE) -> None:
+def initialize_devices() -> None:
     """Set JAX options for the devices and the compilation cache of this process.
 
     On CPU each core becomes a device, up to a power of two so that batches divide. This halves the
     step time of one device with threads. The number of devices does not change after the first use
-    of a device. Compiled programs are stored in the folder `cache`, unless a cache folder is set
-    already. Programs that compile in milliseconds are stored too, because most runs of a ladder are
-    small. A cache in a bucket is replaced by the default folder. The part of a GPU's memory is that
-    of lm/parallel/gpu_memory.py.
+    of a device. Compiled programs are stored in one folder per user, see program_cache.py,
+    unless JAX_COMPILATION_CACHE_DIR names another one. Programs that compile in milliseconds are
+    stored too, because most runs of a ladder are small. The part of a GPU's memory is that of
+    lm/parallel/gpu_memory.py.
     """
     gpu_memory.reserve_gpu_memory()
     if not jax.config.values["jax_compilation_cache_dir"]:
-        cache = DEFAULT_CACHE if "://" in cache else cache
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
+        if folder := program_cache.open_program_folder():
+            jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_enable_xla_caches", AUTOTUNE_CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

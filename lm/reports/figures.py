@@ -42,8 +42,9 @@ class Drawing:
 
 def all_figures(sweep: summary.SweepSummary) -> dict[str, tuple[Figure, dict]]:
     """Draw all figures that a sweep has data for. Return {name: (figure, metadata)}."""
+    shared = shared_metadata(sweep)
     return {
-        name: (drawing.draw(), figure_metadata(sweep, name, drawing.law))
+        name: (drawing.draw(), figure_metadata(shared, name, drawing.law))
         for name, drawing in available_figures(sweep).items()
     }
 
@@ -174,16 +175,20 @@ def _task_panels(rows: list[dict]) -> dict[str, Drawing]:
     return figures
 
 
-def figure_metadata(sweep: summary.SweepSummary, name: str, fit=None) -> dict:
-    """Return the metadata of a figure: hashes of its runs, law, prediction and code."""
+def shared_metadata(sweep: summary.SweepSummary) -> dict:
+    """Return the metadata of all figures of a sweep: hashes of its runs, prediction and code."""
     return {
-        "figure": name,
         "sweep": sweep.facts.get("sweep", ""),
         "runs": scaling.run_fingerprints(sweep.rows),
-        "law": {key: f"{value:.6g}" for key, value in fit.params.items()} if fit else {},
         "prediction": style.hash_data(sweep.prediction),
         "code": provenance.code_hash(__name__),
     }
+
+
+def figure_metadata(shared: dict, name: str, fit=None) -> dict:
+    """Return the metadata of a figure. shared: result of `shared_metadata`."""
+    law = {key: f"{value:.6g}" for key, value in fit.params.items()} if fit else {}
+    return {"figure": name, "law": law} | shared
 
 
 def verify_figure(figure_path, sweep_dir) -> list[str]:
@@ -197,7 +202,7 @@ def verify_figure(figure_path, sweep_dir) -> list[str]:
     if name not in figures:
         names = ", ".join(figures) or "none"
         return [f"figure={name!r} is not available for these runs. Available: {names}"]
-    current = figure_metadata(sweep, name, figures[name].law)
+    current = figure_metadata(shared_metadata(sweep), name, figures[name].law)
     old_runs, new_runs = stored["runs"], current["runs"]
     lines = [f"run {run} is missing" for run in old_runs if run not in new_runs]
     lines += [f"run {run} is new" for run in new_runs if run not in old_runs]

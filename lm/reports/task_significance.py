@@ -16,6 +16,7 @@ and its accuracy covers at least MASTERY_FRACTION of the distance from the best 
 (has_mastery_accuracy).
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -146,9 +147,17 @@ def _chance_p_value(row: Mapping, task: str, is_below: bool = False) -> float:
         t = (accuracy - chance) / result["se"]
         return float(stats.t.sf(-t if is_below else t, n_paradigms - 1))
     n_correct = round(accuracy * n)
+    return _binomial_p_value(n_correct, int(n), chance, is_below)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _binomial_p_value(n_correct: int, n: int, chance: float, is_below: bool) -> float:
+    """Return the p-value of an exact test. Many runs of a sweep have equal numbers."""
+    from scipy import stats
+
     if is_below:
-        return float(stats.binom.cdf(n_correct, int(n), chance))
-    return float(stats.binom.sf(n_correct - 1, int(n), chance))
+        return float(stats.binom.cdf(n_correct, n, chance))
+    return float(stats.binom.sf(n_correct - 1, n, chance))
 
 
 def _discoveries(row: Mapping, p_value: PValue) -> set[str]:

@@ -23,7 +23,7 @@ from lm.config.schedules import batch_size_schedule
 from lm.evaluation import heldout
 from lm.model import moe, transformer
 from lm.model.kernels import kernel_table
-from lm.parallel import deterministic, mesh, xla_flags
+from lm.parallel import deterministic, device_memory, mesh, xla_flags
 from lm.training import optimizer
 
 # Fields of a run that its compiled functions depend on.
@@ -378,17 +378,21 @@ def compile_all(
     """Return the compiled functions (steps, score, init).
 
     steps: results of loop.lower_steps, by batch size. is_fresh: True if the run starts at step 0;
-    otherwise init is not compiled. The functions are compiled in parallel, because one compilation
-    does not use all cores. A function is compiled while the next function is traced.
+    otherwise init is not compiled. The other functions are traced while the step is compiled. On
+    accelerators all are compiled in parallel, because one compilation does not use all cores. On
+    CPU the compilation of the step would share its memory with the others, so they follow it.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled_steps = {size: pool.submit(low.compile) for size, low in steps.items()}
-        score = functions.score.lower(
-            functions.abstract_saved["params"], functions.evaluation_batch
-        )
+        params = functions.abstract_saved["params"]
+        score = functions.score.lower(params, functions.evaluation_batch)
+        lowered_init = functions.init.lower(0) if is_fresh else None
+        if mesh.device_platform(functions.mesh) == "cpu":
+            concurrent.futures.wait(compiled_steps.values())
+            device_memory.release_free_memory()
         compiled_score = pool.submit(score.compile)
-        init = functions.init
-        if is_fresh:
-            init = pool.submit(functions.init.lower(0).compile).result()
+        init = pool.submit(lowered_init.compile).result() if lowered_init else functions.init
         results = {size: compiled.result() for size, compiled in compiled_steps.items()}
-        return results, compiled_score.result(), init
+        functions_of_run = results, compiled_score.result(), init
+    device_memory.release_free_memory()
+    return functions_of_run

@@ -7,20 +7,26 @@ import sys
 import jax
 import numpy as np
 import pytest
+from fixtures import made_up_sweep
 
 from experiments.benchmarks import (
+    growth,
     hyperparameter_law,
     interleaved,
+    memory,
     module_tests,
     mutation,
     throughput_scaling,
     trace_breakdown,
     train_step,
 )
+from lm.config import model_sizes
 from lm.parallel import mesh
 from lm.reports.plots import style
+from lm.runs import records
 from lm.training import step
 
+CALLS = ("first call", "next calls")
 PROGRAM = """
 import json, sys
 print("not an answer"); print(json.dumps({"now": 0.0}), flush=True)
@@ -73,6 +79,22 @@ def test_trace_breakdown_recognizes_every_part_of_a_step(tiny):
     text = lowered.as_text(dialect="hlo", debug_info=True)
     parts = set(trace_breakdown.operation_parts(text).values())
     assert parts >= {"matmul", "attention", "optimizer", "softmax and loss"}, json.dumps([*parts])
+
+
+def test_memory_is_planned_by_class_and_measured_by_stage(tiny, capsys):
+    result = {"size": "tiny"} | memory.measure_stages(tiny, 1)
+    plan, n_bytes = result["plan"], 4 * model_sizes.count_parameters(tiny.model)["total"]
+    assert tuple(plan) == memory.PLAN and min(plan.values()) >= 0
+    assert plan["weights"] == plan["gradients"] == jax.device_count() * n_bytes / memory.MIB
+    assert plan["moments"] == pytest.approx(2 * plan["weights"], rel=0.01)
+    stages = result["stages"]
+    assert list(stages)[2:] == ["compilation", "initialization", *CALLS, "evaluation"]
+    assert all(stage["peak"] >= stage["after"] - 1 for stage in stages.values())
+    assert memory.peak_above_imports(result) == max(stage["peak"] for stage in stages.values())
+    result["torch"] = {"imports": 200.0, "peak": 400.0, "above imports": 200.0}
+    memory.print_table(result)
+    text = capsys.readouterr().out
+    assert "planned weights" in text and "PyTorch 400.0, above imports 200.0: ratios" in text
 
 
 def test_figure_has_a_panel_per_axis_and_stores_its_lines(tmp_path, monkeypatch):
@@ -248,3 +270,23 @@ def test_rules_have_the_loss_of_a_parabola():
     expected = 0.1 * np.log(2) ** 2 / 2
     assert lines["law of this sweep"]["loss above the best rate"] == f"{expected:+.2%}"
     assert len(lines) == 4
+
+
+def test_growth_marks_quantities_above_the_expected_exponent(tmp_path):
+    assert growth.powers(1000) == [10, 100, 1000] and growth.powers(50) == [10, 50]
+    square = growth.Growth("tokens", "temporaries, MiB", (10, 100), (1.0, 100.0))
+    line = growth.describe_growth(square)
+    assert square.is_too_fast and "exponent  2.00, expected 1.00 GROWS FASTER" in line
+    assert not square._replace(expected=1.95).is_too_fast
+    assert not growth.Growth("runs", "load_runs, s", (10,), (0.0,)).is_too_fast
+    results = growth.measure_documents(tmp_path, [10, 20])
+    assert [g.quantity for g in results] == ["prepare, s", "prepared text, MiB"]
+    assert growth.model_run({"model.d_model": 128}).model.d_head == 64
+
+
+def test_copied_runs_are_a_sweep_that_can_be_loaded(tmp_path):
+    growth.copy_runs(tmp_path / "copies", made_up_sweep.sweep(tmp_path), 8)
+    rows = records.load_runs(tmp_path / "copies")
+    assert len({row["name"] for row in rows}) == 8 and {row["seed"] for row in rows} == {*range(8)}
+    with pytest.raises(ValueError, match="contains no runs"):
+        growth.copy_runs(tmp_path / "none", tmp_path / "empty", 1)

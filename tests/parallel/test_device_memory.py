@@ -1,6 +1,8 @@
 """The free memory of a process is that of the machine, its container and its limits."""
 
+import pathlib
 import resource
+import sys
 
 import pytest
 
@@ -50,3 +52,22 @@ def test_unlimited_container_has_no_effect(group, limit):
 def test_limit_of_the_address_space_counts(group, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, resource.RLIM_INFINITY))
     assert device_memory.available_host_bytes() == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and glibc")
+def test_free_memory_is_returned_to_the_system():
+    def resident_bytes() -> int:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    blocks = [bytearray(60_000) for _ in range(2000)]  # malloc does not map such blocks alone
+    barrier = bytearray(60_000)  # the free memory below it is inside of the heap
+    before = resident_bytes()
+    del blocks
+    device_memory.release_free_memory()
+    assert resident_bytes() < before - 80_000_000 and len(barrier)
+
+
+def test_c_library_without_malloc_trim_is_accepted(monkeypatch):
+    monkeypatch.setattr(device_memory.ctypes, "CDLL", lambda name: object())
+    device_memory.release_free_memory()

@@ -100,7 +100,7 @@ def train_ladder(sweep: str, ladder, goal, train: Callable[[list[schema.Run]], N
     from lm.sweeps.planning import cost
 
     candidates = [cell.run(min(cell.runs)) for cell in ladder.cells]
-    mesh.initialize_devices(f"{candidates[0].dir}/.compiled")
+    mesh.initialize_devices()
     deterministic.fix_threads(max(run.mesh.deterministic_shards for run in candidates))
     launcher.validate_sweep(candidates, console.preparing)
     device_mesh = mesh.make_mesh(candidates[0].mesh)

@@ -6,7 +6,7 @@ starts with "tip:", the text after the colon is its tooltip on an HTML page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +18,8 @@ from lm.runs import records, run_selection, short_names, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
 MAX_LABELS = 12  # labels beside markers or curves of one figure
+MAX_LINES = 60  # lines of a figure with a line per run
+MAX_TOOLTIPS = 100  # markers of a panel that have tooltips
 
 # Marker of a run: "filled" if the fit used it, "open" if not, "diamond" for the predicted run.
 Kind = Literal["filled", "open", "diamond"]
@@ -60,14 +62,16 @@ def _check_columns(fit, x, y) -> None:
 def _law_points(axes: Axes, finished, fit, columns, colors, theme, prediction) -> None:
     """Draw the finished runs with their standard errors and tooltips."""
     x, y = columns
+    # A prediction takes milliseconds, and many runs have the same size.
+    sizes = {row[x] for row in finished} if fit is not None else set()
+    laws = {size: f", law {law_interval(fit, size)}" for size in sizes}
+    points = []
     for row in finished:
         error = task_results.standard_error(row, y)
-        tip = f"{describe_point(row, y)} ± {error:.2g}"
-        if fit is not None:
-            tip += f", law {law_interval(fit, row[x])}"
-        kind = fit_kind(row, fit)
-        kind = "diamond" if is_target(row, prediction) else kind
-        draw_point(axes, (row[x], row[y]), colors[row["name"]], theme, tip, error, kind=kind)
+        tip = f"{describe_point(row, y)} ± {error:.2g}{laws.get(row[x], '')}"
+        kind = "diamond" if is_target(row, prediction) else fit_kind(row, fit)
+        points.append(Point(row[x], row[y], error, colors[row["name"]], tip, kind))
+    draw_points(axes, points, theme)
 
 
 def _law_curve(axes: Axes, finished, fit, x, theme, prediction) -> None:
@@ -104,22 +108,52 @@ def draw_interval(axes: Axes, x, prediction, theme, width) -> None:
     axes.plot([x], [value], "_", color=theme["accent"], markersize=1.7 * width, markeredgewidth=1.8)
 
 
+class Point(NamedTuple):
+    """Marker of a run. error: standard error of y."""
+
+    x: float
+    y: float
+    error: float
+    color: str
+    tip: str
+    kind: Kind = "filled"
+
+
+def draw_points(axes: Axes, points: Sequence[Point], theme) -> None:
+    """Draw markers. More than MAX_TOOLTIPS markers have none, and equal ones are drawn at once.
+
+    A figure with an artist per run would need minutes for a thousand runs.
+    """
+    if len(points) <= MAX_TOOLTIPS:
+        for p in points:
+            draw_point(axes, (p.x, p.y), p.color, theme, p.tip, p.error, kind=p.kind)
+        return
+    groups: dict[tuple[str, Kind], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.color, point.kind), []).append(point)
+    for (color, kind), members in groups.items():
+        xs, ys, errors = ([getattr(p, name) for p in members] for name in ("x", "y", "error"))
+        draw_point(axes, (xs, ys), color, theme, "", errors, kind=kind)
+
+
 def draw_point(
-    axes: Axes, point, color, theme, tip, yerr=None, xerr=None, kind: Kind = "filled"
+    axes: Axes, point, color, theme, tip, yerr: Any = None, xerr: Any = None, kind: Kind = "filled"
 ) -> None:
-    """Draw one marker at point (x, y) with a tooltip.
+    """Draw one marker at point (x, y) with a tooltip, or the markers of two lists without tooltips.
 
     yerr, xerr: standard errors of the point, or None for no error bar.
     """
-    x, y = point
-    bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
-    axes.errorbar([x], [y], yerr, xerr, zorder=4, **bars)
+    xs, ys = np.atleast_1d(point[0]), np.atleast_1d(point[1])
+    if yerr is not None or xerr is not None:
+        bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
+        axes.errorbar(xs, ys, yerr, xerr, zorder=4, **bars)
     shape, size = ("D", 6.5) if kind == "diamond" else ("o", 7)
     face, edge, width = (color, theme["paper"], 0.8)
     if kind == "open":
         face, edge, width = (theme["paper"], color, 1.5)
     look = {"markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": width, "zorder": 5}
-    axes.plot([x], [y], shape, markersize=size, gid=f"tip:{tip}", **look)
+    look |= {"gid": f"tip:{tip}"} if tip else {}
+    axes.plot(xs, ys, shape, markersize=size, **look)
 
 
 def draw_curves(axes: Axes, rows, metrics, x, theme, alpha=1.0) -> list[tuple[dict, float, float]]:
@@ -169,10 +203,12 @@ def draw_means(
     finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
     mean_line = {"color": theme["muted"], "linewidth": 1.1, "zorder": 1}
     axes.plot(*mean_curve(finished, x, y, scale), line, **mean_line)
+    points = []
     for row in finished:
         value, error = scale * row[y], scale * task_results.standard_error(row, y)
         tip = f"{describe_point(row, y, scale)} ± {error:.2g}"
-        draw_point(axes, (row[x], value), colors[row["name"]], theme, tip, error)
+        points.append(Point(row[x], value, error, colors[row["name"]], tip))
+    draw_points(axes, points, theme)
     name_sizes(axes, finished, (x, y), theme, label_offset, scale)
     return finished
 
@@ -291,6 +327,12 @@ def law_interval(fit, value) -> str:
 def count_label(rows: Sequence) -> str:
     """Return the number of rows as text: "1 run", "6 runs"."""
     return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+
+
+def describe_shown(rows: Sequence, n_available: int) -> str:
+    """Return the number of shown rows as text: "60 runs, the largest of 1000"."""
+    omitted = f", the largest of {n_available}" if n_available > len(rows) else ""
+    return f"{count_label(rows)}{omitted}"
 
 
 def source_columns(rows, y=records.LOSS) -> list[str]:

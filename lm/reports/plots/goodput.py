@@ -54,10 +54,11 @@ def phase_table(rows) -> list[dict[str, str | float]]:
 def time_by_phase(rows, theme=style.LIGHT) -> Figure:
     """Plot the share of the wall time of each phase in percent, as one divided bar per run.
 
-    The smallest model is at the top. Runs without recorded phases are not shown. The number beside
-    the name of a run is the goodput in percent.
+    The smallest model is at the top. Runs without recorded phases are not shown. Of more than
+    elements.MAX_LINES runs, only the largest are shown. The number beside the name of a run is the
+    goodput in percent.
     """
-    rows = timed_runs(rows)
+    n_timed, rows = len(timed_runs(rows)), timed_runs(rows)[-elements.MAX_LINES :]
     figure, axes = style.new_figure("Time by phase", "Share of wall time (%)", "", theme)
     figure.set_figheight(1.7 + 0.27 * len(rows))
     ys, starts, bars = list(range(len(rows))), [0.0] * len(rows), {}
@@ -76,7 +77,7 @@ def time_by_phase(rows, theme=style.LIGHT) -> Figure:
     look = {"fontsize": 7.5, "labelcolor": theme["ink"], "frameon": False}
     figure.legend([*bars.values()], [*bars], loc="outside right center", **look)
     caption = (
-        f"n = {elements.count_label(rows)}, all attempts. Numbers: goodput, the share of time in"
-        " useful steps."
+        f"n = {elements.describe_shown(rows, n_timed)}, all attempts. Numbers: goodput, the share"
+        " of time in useful steps."
     )
     return style.finish_figure(figure, axes, [caption], theme)

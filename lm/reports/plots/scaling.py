@@ -114,7 +114,7 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     The largest run is at the top. fit: a law of one column. A wide bar is the interval of the law
     for a single measurement of the run. prediction: content of prediction.json, or None. It
     replaces the law for the predicted run. Only finished runs whose token counts are in the range
-    of the fitted runs are shown.
+    of the fitted runs are shown, at most the elements.MAX_LINES largest.
     """
     x, y = fit.columns[fit.inputs[0]], fit.columns[fit.output]
     figure, axes = style.new_figure(
@@ -122,9 +122,16 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     )
     comparable = _comparable_runs(rows, fit, prediction)
     finished, colors = run_selection.finished_with(comparable, x, y), style.size_colors(rows, theme)
+    n_finished, finished = len(finished), finished[-elements.MAX_LINES :]
+    # A prediction takes milliseconds, and many runs have the same size.
+    row_by_size = {row[x]: row for row in finished if not elements.is_target(row, prediction)}
+    intervals = {size: _predicted_loss(row, fit) for size, row in row_by_size.items()}
     for i, row in enumerate(finished):
         is_target = elements.is_target(row, prediction)
-        value, lo, hi = _predicted_loss(row, fit, prediction)
+        if is_target and prediction:
+            value, lo, hi = elements.predicted_interval(prediction)
+        else:
+            value, lo, hi = intervals[row[x]]
         bar = {"color": theme["soft" if is_target else "band"], "linewidth": 11, "zorder": 1}
         span = [100 * (lo / value - 1), 100 * (hi / value - 1)]
         axes.plot(span, [i, i], solid_capstyle="butt", **bar)
@@ -144,8 +151,8 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
     axes.set_ylim(-0.6, max(len(finished), 1) - 0.4)
     axes.grid(axis="y", visible=False)
     caption = [
-        f"n = {elements.count_label(finished)}. Wide bar: {elements.LEVEL:.0%} interval for one"
-        f" measurement.",
+        f"n = {elements.describe_shown(finished, n_finished)}. Wide bar:"
+        f" {elements.LEVEL:.0%} interval for one measurement.",
         "Thin bar: one standard error.",
         "Diamond: predicted before the run started." if prediction else "",
     ]
@@ -174,10 +181,8 @@ def _comparable_runs(rows, fit, prediction) -> list[dict]:
     return [row for row in runs if low <= row.get(records.TOKENS, low) <= high]
 
 
-def _predicted_loss(row, fit, prediction) -> tuple[float, float, float]:
-    """Return (value, lo, hi) for one measurement of a run; the stored values for the target."""
-    if prediction and elements.is_target(row, prediction):
-        return elements.predicted_interval(prediction)
+def _predicted_loss(row, fit) -> tuple[float, float, float]:
+    """Return (value, lo, hi) of a law for one measurement of a run."""
     estimate = fit.predict(row, level=elements.LEVEL)
     return estimate.value, estimate.lo, estimate.hi
 

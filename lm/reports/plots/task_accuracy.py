@@ -169,11 +169,13 @@ def _draw_emergence(axes, finished, task, x, color, theme) -> None:
         points.append({x: row[x], "p": p, "p^k": p**k})
     axes.plot(*elements.mean_curve(points, x, "p", 100), ":", color=color, linewidth=1.3)
     axes.plot(*elements.mean_curve(points, x, "p^k", 100), "--", color=color, linewidth=1.3)
+    markers = []
     for row, point in zip(finished, points, strict=True):
         exact = task_results.task_results(row)[task]["exact"]
         share, error = 100 * exact["value"], 100 * exact["se"]
         tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
-        elements.draw_point(axes, (row[x], share), color, theme, tip, error)
+        markers.append(elements.Point(row[x], share, error, color, tip))
+    elements.draw_points(axes, markers, theme)
 
 
 def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
@@ -199,6 +201,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             lo, hi = 100 * curve.lo, 100 * curve.hi
             axes.plot(grid, 100 * curve.value, color=theme["ink"], linewidth=1.1, zorder=2)
             axes.fill_between(grid, lo, hi, color=theme["band"], linewidth=0)
+        points = []
         for row in finished:
             accuracy = task_results.task_result(row, task)
             assert accuracy, "finished_with selects runs with an accuracy"
@@ -206,9 +209,9 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
             name = elements.short_run_name(row)
             tip = f"{name}: loss {style.format_number(row[x])}, {value:.0f}%"
             kind = "filled" if row["name"] in full_budget else "open"
-            elements.draw_point(
-                axes, (row[x], value), colors[row["name"]], theme, tip, error, kind=kind
-            )
+            color = colors[row["name"]]
+            points.append(elements.Point(row[x], value, error, color, tip, kind))
+        elements.draw_points(axes, points, theme)
         baseline = _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, _panel_title(task, baseline), theme)
         axes.locator_params(axis="x", nbins=4)

@@ -10,6 +10,7 @@ from lm.reports import html, summary
 from lm.reports.plots import elements
 
 FRACTION = 0.5  # of the steps from which finished runs are forecast
+MAX_RUNS = 30  # finished runs that are forecast, each in a quarter of a second
 NOTE = (
     "Each finished run is forecast from half of its steps and from the other finished runs, which"
     " select the model of the learning curve. The baseline is a power law of the summed learning"
@@ -23,7 +24,8 @@ def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
     """Return the forecasts of unfinished runs, and those of finished runs with their results."""
     models = sweep_forecasts.SweepForecasts()
     parts = [_unfinished_runs(sweep, models)]
-    finished = [row for row in sweep.rows if row["status"] == "done"]
+    done = [row for row in sweep.rows if row["status"] == "done"]
+    finished = select_evenly(done, MAX_RUNS)
     forecaster = models.fit_finished(finished)
     if isinstance(forecaster, str):
         return html.join_html([*parts, html.paragraph(f"No forecasts: {forecaster}.", "muted")])
@@ -37,6 +39,8 @@ def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
         f"Mean error {errors[0]:.2%}, baseline {errors[1]:.2%}; {n_inside} of {len(forecasts)}"
         " results are inside their interval."
     )
+    if len(finished) < len(done):
+        result += f" Shown and used: {len(finished)} of {len(done)} finished runs, of all sizes."
     left_out = [f"{name}: {reason}." for name, reason in forecaster.excluded]
     formats = {
         **dict.fromkeys(("forecast", "baseline", "result"), "{:.4f}".format),
@@ -51,6 +55,13 @@ def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
             *(html.paragraph(f"Left out: {text}", "muted") for text in left_out),
         ]
     )
+
+
+def select_evenly(rows: list[dict], n_rows: int) -> list[dict]:
+    """Return at most n_rows rows at equal distances in the list, with the first and the last."""
+    if len(rows) <= n_rows:
+        return rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, n_rows).round().astype(int)]
 
 
 def _finished_line(forecast: sweep_forecasts.FinishedForecast, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lm.reports.plots import elements
+from lm.reports.plots import elements, style
 from lm.runs import run_selection, task_results
 
 
@@ -50,3 +50,26 @@ def test_source_columns_exclude_standard_errors():
         "eval.loss.code",
         "eval.loss.docs",
     ]
+
+
+def test_many_markers_are_drawn_per_color_at_their_points():
+    """A few markers have tooltips. Many have none, and the same positions and errors."""
+    points = [
+        elements.Point(1.0 + i, 2.0 + i, 0.1, ("#000000", "#ff0000")[i % 2], f"run {i}")
+        for i in range(elements.MAX_TOOLTIPS + 1)
+    ]
+    _, axes = style.new_figure("Loss", "x", "y")
+    elements.draw_points(axes, points[:-1], style.LIGHT)
+    assert sum(bool(line.get_gid()) for line in axes.lines) == elements.MAX_TOOLTIPS
+    _, axes = style.new_figure("Loss", "x", "y")
+    elements.draw_points(axes, points, style.LIGHT)
+    markers = [line for line in axes.lines if line.get_marker() == "o"]
+    positions = {(x, y) for line in markers for x, y in line.get_xydata()}
+    assert positions == {(p.x, p.y) for p in points} and len(markers) == 2
+    assert {line.get_markerfacecolor() for line in markers} == {"#000000", "#ff0000"}
+    assert sum(len(bars.get_segments()) for bars in axes.collections) == len(points)
+
+
+def test_text_names_the_omitted_runs():
+    assert elements.describe_shown([{}] * 3, 3) == "3 runs"
+    assert elements.describe_shown([{}] * 60, 1000) == "60 runs, the largest of 1000"

@@ -14,6 +14,16 @@ def test_section_compares_forecasts_with_results(tmp_path):
     assert text.count("<tr>") == 2 + 1 + 5
 
 
+def test_forecasts_of_many_runs_use_a_part_of_all_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast_section, "MAX_RUNS", 4)
+    folder = made_up_sweep.sweep(tmp_path, predict=False)
+    text = forecast_section.loss_forecasts(summary.load_summary(folder))
+    assert "Shown and used: 4 of 6 finished runs" in text and "1.6M" in text and "30K" in text
+    rows = [{"name": str(n)} for n in range(7)]
+    assert forecast_section.select_evenly(rows, 7) == rows
+    assert [row["name"] for row in forecast_section.select_evenly(rows, 3)] == ["0", "3", "6"]
+
+
 def test_section_states_why_there_are_no_forecasts(tmp_path):
     sizes = tuple(made_up_sweep.SIZES)[2:]
     folder = made_up_sweep.sweep(tmp_path, missing=sizes, predict=False)

@@ -1,0 +1,92 @@
+"""Folder of compiled programs: one per user, without damaged files, limited in size.
+
+    if folder := program_cache.open_program_folder():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+JAX writes a file per program and never replaces a file. A process that is killed during a write
+leaves a truncated file, which every later process would report and compile again. Several processes
+can use the folder at once. This file does not import JAX.
+"""
+
+import contextlib
+import importlib
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+SUFFIX = "-cache"  # of the files of JAX
+STAMP = ".checked"  # file whose modification time is that of the last check
+WRITE_SECONDS = 10.0  # a file that changed later may be incomplete because it is being written
+MAX_BYTES = 4 * 2**30
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def program_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of compiled programs of this user, the same in every working directory."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return folder / "lm-scaling" / "compiled"
+
+
+def open_program_folder(folder: Path | None = None, max_bytes: int = MAX_BYTES) -> Path | None:
+    """Create and clean the folder of compiled programs. Return None if it cannot be written.
+
+    Truncated files are removed, and the oldest files beyond max_bytes. A file is checked once,
+    because a complete file does not change. folder: None is `program_folder`.
+    """
+    try:
+        folder = folder or program_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        now, stamp = time.time(), folder / STAMP
+        checked = stamp.stat().st_mtime if stamp.exists() else 0.0
+        files = _list_files(folder)
+        for file, status in files.items():
+            if checked - WRITE_SECONDS <= status.st_mtime < now - WRITE_SECONDS:
+                _remove_if_truncated(file)
+        n_bytes = sum(status.st_size for status in files.values())
+        for file in sorted(files, key=lambda file: files[file].st_mtime):
+            if n_bytes <= max_bytes:
+                break
+            file.unlink(missing_ok=True)
+            n_bytes -= files[file].st_size
+        stamp.touch()
+    except (OSError, RuntimeError):  # a home folder that is unknown, missing or read-only
+        return None
+    return folder
+
+
+def _list_files(folder: Path) -> dict[Path, os.stat_result]:
+    """Return the files of programs. Another process may remove a file during the call."""
+    files = {}
+    for file in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            files[file] = file.stat()
+    return files
+
+
+def _remove_if_truncated(file: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not is_complete(file.read_bytes()):
+            file.unlink()
+
+
+def is_complete(data: bytes) -> bool:
+    """Return True if a file of JAX can be decompressed. JAX uses zstandard or zlib."""
+    if data.startswith(ZSTD_MAGIC):
+        try:
+            zstandard = importlib.import_module("zstandard")
+        except ImportError:
+            return True  # JAX cannot read the file either
+        try:
+            zstandard.ZstdDecompressor().decompress(data)
+        except zstandard.ZstdError:
+            return False
+        return True
+    decompressor = zlib.decompressobj()
+    try:
+        decompressor.decompress(data)
+    except zlib.error:
+        return False
+    return decompressor.eof
