@@ -388,6 +388,6 @@ def _stack(model: schema.Model, rngs: nnx.Rngs, rules: mesh.ShardingRules) -> Bl
 @functools.lru_cache(maxsize=64, typed=True)  # a run needs the result about ten times
 def _abstract(rules: mesh.ShardingRules, **fields):
     """Return (graph definition, abstract weights) of the decoder; fields: those of its model."""
+    model, rngs = schema.Model(**fields), lambda: nnx.Rngs(params=jax.random.key(0))
     with layers.tree_mode():
-        decoder = nnx.eval_shape(lambda: Decoder(schema.Model(**fields), _rngs(0), rules))
-        return nnx.split(decoder, nnx.Param)
+        return nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs(), rules)), nnx.Param)
