@@ -37,7 +37,16 @@ ARCHIVED_PREDICTIONS = "archived_predictions"  # entry of sweep.json: hashes by 
 DAMAGED_LINE = "damaged_line"  # entry of an archived row in place of a damaged line
 # Levels of detail: log steps per run, and True for the loss sums per document. The first level that
 # fits is used. The last ones also have no line breaks in JSON files.
-LEVELS = ((128, True), (64, True), (32, True), (16, True), (16, False), (4, False), (0, False))
+LEVELS = (
+    (128, True),
+    (64, True),
+    (32, True),
+    (16, True),
+    (4, True),
+    (16, False),
+    (4, False),
+    (0, False),
+)
 DIGITS = 7
 # A path outside the repository: it begins with /, ~/, ../ or gs://. The part of a task follows #.
 OUTSIDE = re.compile(r"""(?<![\w.*~/])(?:gs:/|~|\.\.(?:/\.\.)*)?(?:/[^\s/:;,?&#"'()]+)+/?""")
