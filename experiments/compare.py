@@ -147,7 +147,7 @@ def decide(folders: list[str], budget_seconds: float):
         console.print_line(f"training {n_pairs} more pairs of runs at {size.name}")
         seeds = recipe_ladders.next_seeds(size, n_pairs)
         for folder, tuned in zip(folders, size.tuned, strict=True):
-            label = tuned["name"].rpartition("/")[2]
+            label = tuned[0]["name"].rpartition("/")[2]
             location = recipe_ladders.seeds_location(folder, {label: seeds})
             check_trained(location, recipe_ladders.train_sweep(location))
 

@@ -29,7 +29,7 @@ def get_sweep(argument: str = "") -> Iterator[schema.Run]:
     if kind == LADDER and len(parts) == 3:
         yield from build_ladder(parts[0], parts[1].split("-"), int(parts[2]))
     elif kind == SEEDS and len(parts) >= 1 and rest:
-        seeds = dict(part.split("=") for part in parts[1:])
+        seeds = {name: text for name, _, text in (part.rpartition("=") for part in parts[1:])}
         yield from add_seeds(
             parts[0], {name: [int(n) for n in text.split("-")] for name, text in seeds.items()}
         )
@@ -54,7 +54,8 @@ def seeds_location(folder: str, seeds: Mapping[str, Sequence[int]]) -> str:
 
     seeds: see `add_seeds`. Raises ValueError for a path with a + sign.
     """
-    _check_path(folder)
+    for text in (folder, *seeds):
+        _check_path(text)
     parts = (f"+{name}={'-'.join(map(str, numbers))}" for name, numbers in sorted(seeds.items()))
     return f"{__file__}:{SEEDS}+{folder}{''.join(parts)}"
 
@@ -103,7 +104,8 @@ def add_seeds(folder: str, seeds: Mapping[str, Sequence[int]]) -> list[schema.Ru
             copy = dataclasses.replace(source, seed=seed, is_prediction_target=False)
             if not any(_has_equal_settings(run, copy) for run in runs):
                 name = f"{source.name.split('/')[0]}/{size}-seed{seed}"
-                name += "-tuned" * any(run.name == name for run in runs)
+                while any(run.name == name for run in runs):
+                    name += "-tuned"
                 runs.append(dataclasses.replace(copy, name=name))
     return runs
 
@@ -115,8 +117,8 @@ def _has_equal_settings(run: schema.Run, other: schema.Run) -> bool:
 
 
 def next_seeds(size: paired_runs.Size, n_pairs: int) -> list[int]:
-    """Return the smallest seeds that no pair of a size has, one per further pair."""
-    used = {int(row["seed"]) for pair in size.pairs for row in pair}
+    """Return the smallest seeds that the best settings of A or of B lack, one per further pair."""
+    used = set.intersection(*({int(row["seed"]) for row in rows} for rows in size.tuned))
     return list(itertools.islice((s for s in itertools.count() if s not in used), n_pairs))
 
 
@@ -152,10 +154,15 @@ def decide(
                 f" takes {cost}: repeat the command with a larger --time_budget"
             )
         selection = report.comparison.selection
-        n_before = selection.n_pairs
+        names_before = _paired_names(selection)
         train_pairs(next(s for s in selection.sizes if s.name == plan.next_size), n_pairs)
-        if compare().comparison.selection.n_pairs == n_before:
+        if _paired_names(compare().comparison.selection) == names_before:
             return report, f"the runs at {plan.next_size} have given no further pair"
+
+
+def _paired_names(selection: paired_runs.Selection) -> list[tuple[str, str]]:
+    """Return the names of the paired runs."""
+    return [(a["name"], b["name"]) for size in selection.sizes for a, b in size.pairs]
 
 
 def train_sweep(location: str, folder: str = "") -> int:

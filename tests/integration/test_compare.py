@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from fixtures import documentation, made_up_sweep
 from fixtures.recipe_rows import recipe_rows
@@ -11,6 +12,7 @@ from fixtures.recipe_rows import recipe_rows
 import lm
 from experiments.common import recipe_ladders
 from lm.laws.recipe_comparison import recipe_verdict
+from lm.runs import records
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -54,6 +56,43 @@ def test_further_seeds_extend_a_sweep(tmp_path):
     assert {run.dir for run in runs} == {runs[0].dir}
     with pytest.raises(ValueError, match="no finished run 5M: train it first"):
         recipe_ladders.add_seeds(str(folder), {"5M": [1]})
+
+
+def test_further_seeds_repeat_the_best_rate_of_both_recipes(tmp_path):
+    """Seed 0 selects the rate. Its biased pair is replaced, and the training continues."""
+    folders = [made_up_sweep.sweep(tmp_path, name, predict=False) for name in "ab"]
+    rows = {folder: records.load_runs(folder) for folder in folders}
+    noise = np.random.default_rng(0)
+    for folder in folders:
+        for row in list(rows[folder]):
+            row["eval.loss"] *= 1 + 0.02 * noise.standard_normal()
+            other = {"optim.lr": 2 * row["optim.lr"], "name": f"{row['name']}-fast"}
+            rows[folder].append(row | other | {"eval.loss": row["eval.loss"] + 0.1})
+    trained = []
+
+    def train_pairs(size, n_pairs):
+        seeds = recipe_ladders.next_seeds(size, n_pairs)
+        trained.append((size.name, seeds))
+        for folder, tuned in zip(folders, size.tuned, strict=True):
+            assert "fast" not in tuned[0]["name"]
+            rows[folder] += [
+                tuned[0]
+                | {"seed": seed, "name": f"{tuned[0]['name']}-seed{seed}"}
+                | {"eval.loss": tuned[0]["eval.loss"] * (1 + 0.02 * noise.standard_normal())}
+                for seed in seeds
+            ]
+
+    def compare():
+        options = recipe_verdict.ComparisonOptions(n_draws=100, is_anytime=True)
+        return lm.compare(*rows.values(), options)
+
+    clock = iter(range(0, 100_000, 10_000))
+    recipe_ladders.decide(compare, train_pairs, 45_000, lambda: next(clock))
+    assert len(trained) > 1 and all(0 not in seeds for _, seeds in trained)
+    by_size = {name: [s for n, seeds in trained if n == name for s in seeds] for name, _ in trained}
+    assert all(seeds == list(range(1, len(seeds) + 1)) for seeds in by_size.values())
+    with pytest.raises(ValueError, match="contains [+]"):
+        recipe_ladders.seeds_location("runs/x", {"a+b": [1]})
 
 
 def test_config_becomes_a_ladder_of_sizes_and_seeds():

@@ -38,11 +38,11 @@ HELDOUT_COLUMNS = (
 
 
 class Size(NamedTuple):
-    """Pairs of finished runs of one size, and a run of A and of B with the best settings."""
+    """Pairs of finished runs of one size, and the runs of A and of B with the best settings."""
 
     name: str
     pairs: list[tuple[Mapping, Mapping]]
-    tuned: tuple[Mapping, Mapping]
+    tuned: tuple[list[Mapping], list[Mapping]]
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def pair_runs(rows_a: run_table.Rows, rows_b: run_table.Rows, y: str = "") -> Se
     for name, pair_of_groups in groups:
         selected, tuned = [], []
         for recipe, rows in zip("AB", pair_of_groups, strict=True):
-            rows, row, text = selection_bias.select_tuned_rows(recipe, name, rows, y)
+            rows, best_rows, text = selection_bias.select_tuned_rows(recipe, name, rows, y)
             selected.append(rows)
-            tuned.append(row)
+            tuned.append(best_rows)
             notes += [text] if text else []
         notes += selection_bias.describe_tuning_effort(name, *pair_of_groups)
         pairs, unpaired = _pair_by_seed(*selected)

@@ -13,23 +13,23 @@ from lm.laws import comparability, run_table
 
 def select_tuned_rows(
     recipe: str, size: str, rows: list[Mapping], y: str
-) -> tuple[list[Mapping], Mapping, str]:
-    """Return rows of the best settings, a row of the best settings of all seeds, and a note.
+) -> tuple[list[Mapping], list[Mapping], str]:
+    """Return rows without selection bias, the rows of the best settings, and a note.
 
-    Each of the first rows has the best settings of the other seeds. The second is the run that
-    further seeds repeat. The note names a bias, or is "". Only seeds with runs of all settings
-    compare settings, because further seeds often have only the best ones.
+    Each of the first rows has the best settings of the other seeds. The second ones have the best
+    settings of all seeds, which further seeds repeat. The note names a bias, or is "". Only seeds
+    with runs of all settings compare settings, because further seeds often have only the best ones.
     """
     by_settings: dict[tuple, dict[str, list[Mapping]]] = {}
     for row in rows:
         seeds = by_settings.setdefault(comparability.training_settings(row), {})
         seeds.setdefault(comparability.cell_text(row.get("seed")), []).append(row)
     if len(by_settings) == 1:
-        return rows, rows[0], ""
+        return rows, rows, ""
     seeds = {seed for part in by_settings.values() for seed in part}
     complete = set.intersection(*(set(part) for part in by_settings.values()))
     best = _best_settings(by_settings, complete or seeds, y)
-    first_row = next(row for part in best.values() for row in part)
+    selected = [row for part in best.values() for row in part]
     fair = [
         row
         for seed in sorted(seeds)
@@ -37,14 +37,13 @@ def select_tuned_rows(
         for row in _best_settings(by_settings, complete - {seed}, y).get(seed, [])
     ]
     if fair:
-        return fair, first_row, ""
-    selected = [row for part in best.values() for row in part]
-    name = comparability.run_name(first_row, 0)
+        return fair, selected, ""
+    name = comparability.run_name(selected[0], 0)
     note = (
         f"{recipe}, {size}: all seeds of {name} also selected it among {len(by_settings)} settings,"
         " so its loss is too low on average: train it with another seed"
     )
-    return selected, first_row, note
+    return selected, selected, note
 
 
 def _best_settings(

@@ -34,6 +34,7 @@ def write_record(
     folder = filesystem.open_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record = {
+        "relative_to": "record",
         "sources": {side: _path_from(folder, source) for side, source in sources.items()},
         "inputs": {
             _path_from(folder, name): hashes for name, hashes in _describe_inputs(report).items()
@@ -52,8 +53,9 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     Raises ValueError for a missing or damaged file.
     """
     folder, record = filesystem.open_path(folder), _read_stored(folder)
-    record["sources"] = {side: _resolve(folder, record["sources"][side]) for side in "AB"}
-    record["inputs"] = {_resolve(folder, name): x for name, x in record["inputs"].items()}
+    if record.get("relative_to") == "record":  # earlier records: to the directory of the command
+        record["sources"] = {side: _resolve(folder, record["sources"][side]) for side in "AB"}
+        record["inputs"] = {_resolve(folder, name): x for name, x in record["inputs"].items()}
     return record
 
 
@@ -82,15 +84,11 @@ def _path_from(folder: Any, location: str) -> str:
 
 
 def _resolve(folder: Any, location: str) -> str:
-    """Return a stored location as seen from the current directory.
-
-    Earlier records contain paths relative to the directory of the command.
-    """
+    """Return a location that is stored relative to a folder, relative to the current directory."""
     path, *selection = location.split("?", 1)
     if "://" in f"{folder}{path}" or os.path.isabs(path):
         return location
-    resolved = os.path.normpath(os.path.join(folder, path))
-    return "?".join([resolved, *selection]) if os.path.exists(resolved) else location
+    return "?".join([os.path.normpath(os.path.join(folder, path)), *selection])
 
 
 def summarize_records(folder: str | Path) -> list[dict[str, Any]]:

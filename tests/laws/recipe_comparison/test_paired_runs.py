@@ -165,5 +165,6 @@ def test_further_seeds_of_the_best_rate_are_paired():
     selection = paired_runs.pair_runs(rows["a"], rows["b"])
     assert [size.name for size in selection.sizes] == ["10K", "25K", "60K", "150K", "400K", "1M"]
     assert [len(size.pairs) for size in selection.sizes] == [3] * 6
-    chosen = [row for size in selection.sizes for row in (*size.tuned, *sum(size.pairs, ()))]
+    chosen = [row for size in selection.sizes for part in size.tuned for row in part]
+    chosen += [row for size in selection.sizes for pair in size.pairs for row in pair]
     assert {row["optim.lr"] for row in chosen} == {0.02} and selection.notes == []
