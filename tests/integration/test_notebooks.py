@@ -70,7 +70,7 @@ def started_sweep(tmp_path) -> pathlib.Path:
 
 
 def test_notebooks_are_numbered_as_a_course():
-    assert [path.stem[:3] for path in NOTEBOOKS] == [f"{n:02}_" for n in range(1, 10)]
+    assert [path.stem[:3] for path in NOTEBOOKS] == [f"{n:02}_" for n in range(1, 11)]
     for number, path in enumerate(NOTEBOOKS, 1):
         cells = read_notebook(path).cells
         assert cells[0].source.startswith(f"# {number}. ")

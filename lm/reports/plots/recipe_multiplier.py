@@ -47,7 +47,8 @@ def multipliers_vs_compute(
     figure.set_size_inches(11, 1.0 + 2.6 * -(-len(comparisons) // 3))
     for axes, (title, comparison) in zip(panels, comparisons.items(), strict=False):
         _draw_multiplier(axes, comparison, theme)
-        style.panel_title(axes, f"{title}: {comparison.verdict}", theme)
+        better = f", {comparison.better} is better" if comparison.is_different else ""
+        style.panel_title(axes, f"{title}: {comparison.verdict}{better}", theme)
         axes.set_xlabel(style.axis_label(comparison.cost), size=8.5, color=theme["ink"])
         axes.set_ylabel("Multiplier m", size=8.5, color=theme["ink"])
         unit = paired_runs.COSTS[comparison.cost]
@@ -73,16 +74,16 @@ def _draw_multiplier(axes: Axes, comparison: recipe_verdict.RecipeComparison, th
     shown = [m for size in comparison.sizes for m in (size.multipliers[comparison.cost],)]
     highest = 4 * max(*(m.value for m in shown), value[0], 1.0)
     lowest = min(*(m.value for m in shown), value[0], 1.0) / 4
-    band = np.clip([lo, hi], lowest, highest)
-    axes.fill_between(cost, *band, color=theme["band"], zorder=1)
+    # Values beyond the axis leave it. Their limits only avoid infinite coordinates.
+    limits = lowest / 1e3, highest * 1e3
+    value, lo, hi = np.clip([value, lo, hi], *limits)
+    axes.fill_between(cost, lo, hi, color=theme["band"], zorder=1)
     is_inside = cost <= np.exp(ladder.x_mean.max())
     axes.plot(cost[is_inside], value[is_inside], color=theme["accent"], zorder=2)
-    axes.plot(
-        cost[~is_inside], np.clip(value[~is_inside], lowest, highest), "--", color=theme["accent"]
-    )
+    axes.plot(cost[~is_inside], value[~is_inside], "--", color=theme["accent"])
     axes.axhline(1, color=theme["ink"], linewidth=0.8)
     for x, m in zip(np.exp(ladder.x_b), shown, strict=True):
-        bar = [[m.value - max(m.lo, lowest)], [min(m.hi, highest) - m.value]]
+        bar = [[m.value - max(m.lo, limits[0])], [min(m.hi, limits[1]) - m.value]]
         axes.errorbar(x, m.value, yerr=np.maximum(bar, 0), fmt="o", color=theme["ink"], ms=4)
     axes.set_ylim(lowest, highest)
 

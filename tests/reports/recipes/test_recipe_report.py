@@ -73,7 +73,8 @@ def test_panels_of_several_comparisons_have_one_scale():
     comparisons = {"first": report.comparison, "second": report.comparison}
     panels = recipe_multiplier.multipliers_vs_compute(comparisons).axes
     titles = [axes.get_title(loc="left") for axes in panels]
-    assert titles == [f"{name}: {report.comparison.verdict}" for name in comparisons]
+    verdict = f"{report.comparison.verdict}, B is better"
+    assert titles == [f"{name}: {verdict}" for name in comparisons]
     assert panels[0].get_ylim() == panels[1].get_ylim()
     assert len(panels[0].lines) == len(panels[1].lines) > 2
 
