@@ -1,7 +1,7 @@
 """Measure where the memory of training goes: a table in MiB for the sizes of train_step.
 
     uv run python -m experiments.benchmarks.memory
-    uv run python -m experiments.benchmarks.memory --size=S --torch=path/to/python --json
+    uv run python -m experiments.benchmarks.memory --size=S --torch=path/to/python --json_lines
 
 Each size runs in a process of its own: imports, compilation without a cache, initialization, calls
 of the train step, and an evaluation batch, in the order of lm/training/loop.py.
@@ -29,7 +29,7 @@ from experiments.common import cli, console
 
 # Flags --size and --torch are those of train_step.
 _CALLS = flags.DEFINE_integer("calls", 3, "calls of the train step after the first one", 1)
-_JSON = flags.DEFINE_bool("json", False, "print a JSON line per size instead of a table")
+_JSON = flags.DEFINE_bool("json_lines", False, "print a JSON line per size, no table")
 _STAGES = flags.DEFINE_bool("stages", False, "measure in this process (internal: set for children)")
 MIB = 2**20
 PLAN = ("weights", "moments", "gradients", "logits", "other temporaries", "batches", "outputs")
