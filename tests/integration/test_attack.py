@@ -104,6 +104,15 @@ def test_every_damage_changes_the_file(tmp_path):
         assert not file.exists() or file.read_text() != '{"loss": 1.25}', kind
 
 
+def test_files_of_document_hashes_are_damaged(tmp_path):
+    files = {"data/a/seen.u64", "data/.b/hashes/000001.u64", "data/c/seen.sqlite"}
+    for name in (*files, "data/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    chosen = {damage.choose_file(random.Random(seed), tmp_path) for seed in range(50)}
+    assert chosen == files | {"compiled"}
+
+
 @pytest.fixture
 def inputs(tmp_path, monkeypatch):
     subjects.write_inputs(tmp_path / "inputs")

@@ -40,17 +40,29 @@ class SortedRun:
     """Sorted file of uint64, of which memory has the first hash of each page."""
 
     def __init__(self, path: Path, record: RunRecord | None = None):
-        """Open the file. Raises ValueError if it differs from the checksum of its record."""
+        """Open the file.
+
+        Raises ValueError if its size is no multiple of 8 bytes, or if it differs from the checksum
+        of its record.
+        """
         self.path, self.record = path, record
         self._file = open(path, "rb", buffering=0)
-        self.n_hashes = os.fstat(self._file.fileno()).st_size // 8
+        n_bytes = os.fstat(self._file.fileno()).st_size
+        if n_bytes % 8:
+            self.close()
+            raise ValueError(
+                f"{path} is damaged: {n_bytes:,} bytes are not a whole number of hashes of 8 bytes:"
+                " delete its folder"
+            )
+        self.n_hashes = n_bytes // 8
         content, first_hashes = hashlib.sha256(), [np.zeros(0, np.uint64)]
         for block in self.blocks():
             content.update(block.data)
             first_hashes.append(block[::PAGE_HASHES].copy())
         self._first_hashes = np.concatenate(first_hashes)
         if record is not None and content.hexdigest() != record.checksum:
-            raise ValueError(f"{path} is damaged: its SHA-256 differs")
+            self.close()
+            raise ValueError(f"{path} is damaged: its SHA-256 differs: delete its folder")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the hashes start to stop - 1, fewer at the end of the file."""
@@ -103,7 +115,7 @@ class HashRuns:
         self._runs = [SortedRun(folder / record.name, record) for record in self._records]
         self._earlier_runs = [SortedRun(path) for path in earlier_paths]
         self._recent: set[int] = set()
-        self._n_files = max((int(record.name.partition(".")[0]) for record in records), default=0)
+        self._n_files = max((int(r.name.partition(".")[0]) for r in self._records), default=0)
         self._fill_filter()
 
     def add(self, hashes: Iterable[int]) -> None:
@@ -144,9 +156,7 @@ class HashRuns:
     def merge_all(self, path: Path) -> None:
         """Write all hashes of this set, without those of earlier files, to one sorted file."""
         self.flush()
-        with open(path, "wb") as file:
-            for block in _merged_blocks(self._runs):
-                block.tofile(file)
+        _write_blocks(path, _merged_blocks(self._runs))
 
     def remove_unused(self, records: list[RunRecord]) -> None:
         """Delete the runs in the folder that are not in `records`, which are stored elsewhere."""
@@ -175,12 +185,9 @@ class HashRuns:
     def _write(self, blocks: Iterable[np.ndarray]) -> SortedRun:
         """Write sorted hashes to a new file, and open it."""
         self._n_files += 1
-        name, content = f"{self._n_files:06}{SUFFIX}", hashlib.sha256()
-        with open(self._folder / name, "wb") as file:
-            for block in blocks:
-                content.update(block.data)
-                block.tofile(file)
-        return SortedRun(self._folder / name, RunRecord(name, content.hexdigest()))
+        name = f"{self._n_files:06}{SUFFIX}"
+        checksum = _write_blocks(self._folder / name, blocks)
+        return SortedRun(self._folder / name, RunRecord(name, checksum))
 
     def _n_hashes(self) -> int:
         return sum(run.n_hashes for run in (*self._runs, *self._earlier_runs))
@@ -211,6 +218,18 @@ class HashRuns:
         for positions in (hashes >> np.uint64(self._shift), (hashes >> np.uint64(1)) & mask):
             bits = np.left_shift(np.uint8(1), (positions & np.uint64(7)).astype(np.uint8))
             np.bitwise_or.at(filter_bytes, positions >> np.uint64(3), bits)
+
+
+def _write_blocks(path: Path, blocks: Iterable[np.ndarray]) -> str:
+    """Write blocks of hashes to a file, also to the disk. Return the SHA-256 of the content."""
+    content = hashlib.sha256()
+    with open(path, "wb") as file:
+        for block in blocks:
+            content.update(block.data)
+            block.tofile(file)
+        file.flush()
+        os.fsync(file.fileno())  # otherwise a power cut may leave an empty file with a record
+    return content.hexdigest()
 
 
 def _merged_blocks(runs: Sequence[SortedRun]) -> Iterator[np.ndarray]:

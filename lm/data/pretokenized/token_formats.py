@@ -1,7 +1,6 @@
 """Layout of the token files of other trainers.
 
-    for path in list_token_files("my/tokens").paths:
-        layout = read_layout(path)
+    for layout in read_layouts("my/tokens"):
         layout.tokens()                  # token ids, mapped into memory
         layout.document_ends             # positions after the last token of each document, or None
 
@@ -62,60 +61,102 @@ def list_token_files(argument: str) -> source_files.SourceFiles:
     """Return the token files of the argument of a source, with the index files beside them.
 
     argument: PATH[?dtype=TYPE&field=COLUMN], where PATH is a file, a folder or a glob. Raises
-    ValueError if there is no token file.
+    ValueError if there is no token file, and if the token file of an index is missing.
     """
-    suffixes = SUFFIXES | INDEX_SUFFIXES
-    files = source_files.list_files("tokens", uri.split_uri(argument)[0], suffixes)
+    pattern = uri.split_uri(argument)[0]
+    files = source_files.list_files("tokens", pattern, SUFFIXES | INDEX_SUFFIXES)
     omitted = {name: n for name, n in files.omitted.items() if name not in INFO_FILES}
     paths = [path for path in files.paths if path.suffix in SUFFIXES]
     index_files = [path for path in files.paths if path.suffix in INDEX_SUFFIXES]
-    _check_indexed_files(index_files)
+    listed = set(files.paths)
+    _check_lone_index_files([path for path in index_files if _indexed(path) not in listed], omitted)
     if n_compressed := len(files.paths) - len(paths) - len(index_files):
         omitted["compressed"] = n_compressed
     if not paths:
         known = ", ".join(sorted(SUFFIXES))
         raise ValueError(f"tokens:{argument}: no file has a suffix of {known}: correct the path")
     paths = arrow_tokens.select_arrow_files(paths, omitted)
-    neighbors = [neighbor for path in paths if (neighbor := _neighbor(path)) is not None]
+    try:
+        # The list of a folder contains all indices. Each test for a remote file is a request.
+        is_complete = remote_path.open_address(pattern).is_dir()
+        neighbors = [
+            index
+            for index in map(_index_path, paths)
+            if index is not None and (index in listed or (not is_complete and index.exists()))
+        ]
+    except OSError as error:
+        source_files.raise_unreadable(error)
     return source_files.SourceFiles([*paths, *neighbors], omitted)
 
 
-def _check_indexed_files(index_files: list[remote_path.AnyPath]) -> None:
-    """Raise ValueError if the token file of an index is missing."""
+def _indexed(index: remote_path.AnyPath) -> remote_path.AnyPath:
+    """Return the token file to which an index belongs."""
+    return index.with_suffix("" if index.suffix == ".index" else ".bin")
+
+
+def _check_lone_index_files(
+    index_files: list[remote_path.AnyPath], omitted: dict[str, int]
+) -> None:
+    """Raise ValueError for an index whose token file is missing.
+
+    index_files: those whose token file is not in the list of the source. Other programs write
+    files with the same suffixes. omitted: receives the number of these.
+    """
     for index in index_files:
-        tokens = index.with_suffix("" if index.suffix == ".index" else ".bin")
-        if tokens.suffix in SUFFIXES and not tokens.exists():
+        tokens = _indexed(index)
+        try:
+            if tokens.exists():
+                continue
+            is_related = tokens.suffix == ".ds" or _is_megatron(index)
+        except OSError as error:
+            source_files.raise_unreadable(error)
+        if is_related:
             raise ValueError(
                 f"{tokens}: is missing, but its index {index.name} exists: copy both files again,"
                 " or delete the index"
             )
+        reason = f"unrelated {index.suffix}"
+        omitted[reason] = omitted.get(reason, 0) + 1
+
+
+def _is_megatron(index: remote_path.AnyPath) -> bool:
+    """Return True if an .idx file begins as an index of Megatron."""
+    n_magic = len(MEGATRON_MAGIC)
+    if index.suffix != ".idx" or index.stat().st_size < n_magic:
+        return False
+    return b"".join(byte_ranges.stream_chunks(index, n_magic, 0, n_magic)) == MEGATRON_MAGIC
 
 
 def read_layouts(argument: str) -> list[TokenLayout]:
     """Return the layouts of the token files of a source. Raises ValueError for a damaged file."""
     values = uri.parse_uri(argument, FIELDS, "tokens:").values
     layouts: list[TokenLayout] = []
-    for path in list_token_files(argument).paths:
+    paths = list_token_files(argument).paths
+    listed = set(paths)
+    for path in paths:
         if path.suffix == ".arrow":
             batches = arrow_tokens.read_arrow_tokens(path, values.get("field", ""))
             layouts += [TokenLayout(path, *batch) for batch in batches]
         elif path.suffix in SUFFIXES:
-            layouts.append(read_layout(path, values.get("dtype", "")))
+            index = _index_path(path)
+            index = index if index in listed else None
+            layouts.append(_read_layout(path, index, values.get("dtype", "")))
     return layouts
 
 
-def read_layout(path: remote_path.AnyPath, dtype: str = "") -> TokenLayout:
+def _read_layout(
+    path: remote_path.AnyPath, index: remote_path.AnyPath | None, dtype: str
+) -> TokenLayout:
     """Return the layout of a token file.
 
     dtype: type of the tokens for formats that do not record it; "" is uint16. Raises ValueError if
     an index or a header contradicts the file.
     """
     try:
-        neighbor = _neighbor(path)
         if path.suffix == ".ds":
-            return _read_datatrove(path, neighbor, dtype)
-        if neighbor is not None:
-            return _read_megatron(path, neighbor)
+            return _read_datatrove(path, index, dtype)
+        if index is not None:
+            return _read_megatron(path, index)
         return _read_bin(path, dtype)
     except OSError as error:
         source_files.raise_unreadable(error)
@@ -128,13 +169,11 @@ def _read_content(path: remote_path.AnyPath) -> np.ndarray:
     return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
 
 
-def _neighbor(path: remote_path.AnyPath) -> remote_path.AnyPath | None:
-    """Return the index file beside a token file, None without one."""
-    is_datatrove = path.suffix == ".ds"
+def _index_path(path: remote_path.AnyPath) -> remote_path.AnyPath | None:
+    """Return the path of the index of a token file, None for a format without an index."""
     if path.suffix == ".arrow":
         return None
-    index = path.parent / f"{path.name}.index" if is_datatrove else path.with_suffix(".idx")
-    return index if index.exists() else None
+    return path.parent / f"{path.name}.index" if path.suffix == ".ds" else path.with_suffix(".idx")
 
 
 def _read_datatrove(

@@ -185,6 +185,37 @@ def test_missing_or_forbidden_file_gives_one_line(tmp_path, monkeypatch, write):
                 assert_refused(source, f"{path.name}: is missing, but (its index|listed in)")
 
 
+def test_unrelated_index_files_are_left_out(tmp_path):
+    for folder in ("local", "remote"):
+        (tmp_path / folder).mkdir()
+        write_megatron(tmp_path / folder / "a", DOCUMENTS)
+        for name in ("labels.idx", "x.tfrecord.idx", "vectors.bin.index", "empty.idx"):
+            (tmp_path / folder / name).write_bytes(b"0 1024\n" * (name != "empty.idx"))
+    with memory_bucket.open_memory_bucket():
+        memory_bucket.upload_folder(tmp_path / "remote", "memory://bucket/tokens")
+        for address in (tmp_path / "local", "memory://bucket/tokens"):
+            files = token_formats.list_token_files(str(address))
+            assert [path.name for path in files.paths] == ["a.bin", "a.idx"]
+            assert files.omitted == {"unrelated .idx": 3, "unrelated .index": 1}
+            (layout,) = token_formats.read_layouts(str(address))
+            assert layout.n_tokens == sum(map(len, DOCUMENTS))
+
+
+def test_number_of_requests_is_independent_of_the_files(tmp_path, monkeypatch):
+    """A folder is listed once. A glob of token files needs a request per index."""
+    n_requests, original = [], remote_path.RemotePath._request
+    monkeypatch.setattr(
+        remote_path.RemotePath, "_request", lambda *args: n_requests.append(1) or original(*args)
+    )
+    for i in range(30):
+        write_datatrove(tmp_path / f"{i:02}", DOCUMENTS[i : i + 1])
+    with memory_bucket.open_memory_bucket():
+        memory_bucket.upload_folder(tmp_path, "memory://bucket/tokens")
+        files = token_formats.list_token_files("memory://bucket/tokens")
+        assert len(files.paths) == 60 and len(n_requests) < 6
+        assert token_formats.list_token_files("memory://bucket/tokens/*.ds") == files
+
+
 def other_end(path: Path) -> None:
     write_megatron(path, [np.r_[ids[:-1], 7] for ids in DOCUMENTS])
 

@@ -25,5 +25,9 @@ def test_piece_of_a_byte_or_with_an_affix_is_decoded():
     assert token_bytes.from_piece("##ing", prefix="##") == b"ing"
     assert token_bytes.from_piece("cat", prefix="##") == b" cat"
     assert token_bytes.from_piece("(", prefix="##") == b"("
+    for piece in ("中", "のは", "カー", "〇"):  # Chinese and Japanese
+        assert token_bytes.from_piece(piece, prefix="##") == piece.encode()
+    for piece in ("한", "ไทย"):  # Korean words have spaces, Thai phrases too
+        assert token_bytes.from_piece(piece, prefix="##") == f" {piece}".encode()
     assert token_bytes.from_piece("end</w>", suffix="</w>") == b"end "
     assert token_bytes.from_piece("\u2581a") == b" a"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments.benchmarks.attack import children, outcomes, readers, subjects
 
-DATA_FILES = (".bin", ".json", ".sqlite")
+DATA_FILES = (".bin", ".json", ".u64", ".sqlite")
 HASH = re.compile(r"[0-9a-f]{12,}")  # names of prepared text and of arrays
 IGNORED = (".html", ".svg", ".png", ".py", ".pyc")  # suffixes of files that no reader needs
 REAL_COMMANDS = {
