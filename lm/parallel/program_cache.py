@@ -53,9 +53,8 @@ def open_program_folder(folder: Path | None = None, max_bytes: int = MAX_BYTES) 
             file.unlink(missing_ok=True)
             n_bytes -= files[file].st_size
         stamp.touch()
-        os.utime(
-            stamp, (now, now)
-        )  # a later check reads the files that were written during this one
+        # The next check reads the files that other processes have written during this one.
+        os.utime(stamp, (now, now))
     except (OSError, RuntimeError):  # a home folder that is unknown, missing or read-only
         return None
     return folder
