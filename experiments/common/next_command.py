@@ -1,7 +1,7 @@
 """Suggested next command, which is a last line of a command's output.
 
     next_command.print_next("report", "--dir=runs/quickstart")
-    next: uv run python -m experiments.report --dir=runs/quickstart
+    # next: uv run python -m experiments.report --dir=runs/quickstart
 
 In an installation without the clone, the line has `lms report --dir=runs/quickstart`. Values with
 spaces are quoted for the shell. Commands with --json print no such line.
