@@ -104,7 +104,7 @@ def resume_arguments(folder: Path, names: set[str]) -> list[str]:
             continue
         location, *options = str(request["sweep"]).split(" --")  # options of a designed ladder
         options = [f"--{option}" for option in options]
-        return [f"--sweep={location}", *options, *sweep_files.folder_arguments(sweep_dir)]
+        return [f"--sweep={location}", *options, *sweep_files.folder_arguments(sweep_dir, request)]
     return []
 
 

@@ -7,7 +7,7 @@ Functions that read raise ValueError that names a damaged file.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lm.config import schema
@@ -38,13 +38,14 @@ def read_member_names(sweep_dir: str | Path) -> set[str] | None:
     return None if names is None else {str(name) for name in names}
 
 
-def folder_arguments(sweep_dir: str | Path) -> list[str]:
+def folder_arguments(sweep_dir: str | Path, request: Mapping) -> list[str]:
     """Return --dir=FOLDER if a command must name the folder of the runs of a sweep, else [].
 
     The default folder needs no argument. An archive is no folder of runs that can continue.
+    request: content of sweep.json.
     """
     folder = filesystem.open_path(sweep_dir)
-    if read_sweep(folder).get("archived"):
+    if request.get("archived"):
         return []
     if not filesystem.is_remote(folder):
         is_named = folder.name not in ("", "..")
