@@ -77,8 +77,10 @@ def _print_next(folders: list[str]) -> None:
     if _OUT.value:
         next_command.print_next("compare", f"--verify={_OUT.value}")
         return
-    names = "loss", "candidates", "error", "anytime"
+    names = "loss", "candidates", "error"
     given = [f"--{name}={flags.FLAGS[name].value}" for name in names if flags.FLAGS[name].present]
+    if _ANYTIME.value or _DECIDE.value:  # a test of a fixed number of runs would be invalid
+        given.append("--anytime")
     next_command.print_next("compare", *folders, *given, "--out=runs/compare")
 
 

@@ -70,21 +70,42 @@ def main() -> int:
 def print_next_command(runs: list[dict]) -> None:
     """Print the command that continues the runs that have stopped, or that reports the sweep."""
     folder = filesystem.open_path(_DIR.value)
+    stopped = [run for run in runs if run["state"] in ("interrupted", "crashed", "failed")]
+    is_active = any(run["status"] in ("running", "stuck") for run in runs)
+    unfinished = [run for run in runs if run["status"] not in records.TERMINAL_STATUSES]
+    ready = stopped or ([] if is_active else unfinished)
     try:
-        sweep = sweep_files.read_sweep(folder).get("sweep", "")
+        arguments = resume_arguments(folder, {run["name"] for run in ready})
     except ValueError:
         return  # a note describes the damaged file
-    is_stopped = any(run["state"] in ("interrupted", "crashed", "failed") for run in runs)
-    is_active = any(run["status"] in ("running", "stuck") for run in runs)
-    is_finished = all(run["status"] == "done" for run in runs)
-    if sweep and not is_finished and (is_stopped or not is_active):
-        next_command.print_next("sweep", f"--sweep={sweep}")
+    if arguments:
+        next_command.print_next("sweep", *arguments)
     elif is_active:
         next_command.print_next("status", f"--dir={folder}", "--watch")
     else:
-        is_one_sweep = sweep or (folder / "config.json").exists()
+        is_one_folder = any((folder / name).exists() for name in ("sweep.json", "config.json"))
         name = runs[0]["name"].partition("/")[0] if runs else ""
-        next_command.print_next("report", f"--dir={folder if is_one_sweep else folder / name}")
+        next_command.print_next("report", f"--dir={folder if is_one_folder else folder / name}")
+
+
+def resume_arguments(folder: Path, names: set[str]) -> list[str]:
+    """Return the arguments of the command `sweep` that trains runs with these names.
+
+    folder: of a run, of its sweep, or of several sweeps. The runs are those of the first sweep.
+    Return [] if sweep.json names no sweep file. Raises ValueError for a damaged sweep.json.
+    """
+    if not names:
+        return []
+    is_run = (folder / "config.json").exists()
+    files = [] if is_run else filesystem.find_files(folder, "sweep.json")
+    for sweep_dir in [folder.parent] if is_run else [file.parent for file in files]:
+        request = sweep_files.read_sweep(sweep_dir)
+        if names.isdisjoint(request.get("runs", names)) or not request.get("sweep"):
+            continue
+        location, *options = str(request["sweep"]).split(" --")  # options of a designed ladder
+        options = [f"--{option}" for option in options]
+        return [f"--sweep={location}", *options, *sweep_files.folder_arguments(sweep_dir, request)]
+    return []
 
 
 def open_forecasts() -> "sweep_forecasts.SweepForecasts":

@@ -7,8 +7,8 @@ from absl import flags
 
 from lm.config import schema
 from lm.parallel import cluster
-from lm.runs import filesystem, provenance, records
-from lm.runs.integrity import sweep_files
+from lm.runs import filesystem, records
+from lm.runs.integrity import sweep_files, sweep_fingerprint
 
 
 def find_finished_folder(runs: list[schema.Run]) -> Path | None:
@@ -32,18 +32,11 @@ def find_finished_folder(runs: list[schema.Run]) -> Path | None:
 
 
 def find_current_report(folder: Path) -> Path | None:
-    """Return the report of a local sweep if this version wrote it after all records, else None.
+    """Return the report of a local sweep if this code wrote it from the same records, else None.
 
     Figures take most of the time of a report. experiments.report always draws them again.
     """
-    page = folder / "report.html"
-    if filesystem.is_remote(folder) or not page.is_file():
-        return None
-    folders = [folder, *sweep_files.find_run_dirs(folder)]
-    newest = max(
-        (file.stat().st_mtime_ns for top in folders for file in top.iterdir() if file.is_file()),
-        default=0,
-    )
-    version = f"lm-scaling {provenance.package_version()},"
-    is_current = page.stat().st_mtime_ns >= newest and version in page.read_text(encoding="utf-8")
-    return page if is_current else None
+    from lm.reports import html
+
+    page, fingerprint = folder / "report.html", sweep_fingerprint.fingerprint_sweep(folder)
+    return page if fingerprint and html.has_fingerprint(page, fingerprint) else None

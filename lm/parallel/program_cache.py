@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SUFFIX = "-cache"  # of the files of JAX
-STAMP = ".checked"  # file whose modification time is that of the last check
+STAMP = ".checked"  # file whose modification time is the start of the last check
 WRITE_SECONDS = 10.0  # a file that changed later may be incomplete because it is being written
 MAX_BYTES = 4 * 2**30
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -33,8 +33,8 @@ def program_folder(environment: Mapping[str, str] = os.environ) -> Path:
 def open_program_folder(folder: Path | None = None, max_bytes: int = MAX_BYTES) -> Path | None:
     """Create and clean the folder of compiled programs. Return None if it cannot be written.
 
-    Truncated files are removed, and the oldest files beyond max_bytes. A file is checked once,
-    because a complete file does not change. folder: None is `program_folder`.
+    Truncated files are removed, and the oldest files beyond max_bytes, also those of subfolders. A
+    file is checked once, because a complete file does not change. folder: None is `program_folder`.
     """
     try:
         folder = folder or program_folder()
@@ -43,7 +43,8 @@ def open_program_folder(folder: Path | None = None, max_bytes: int = MAX_BYTES) 
         checked = stamp.stat().st_mtime if stamp.exists() else 0.0
         files = _list_files(folder)
         for file, status in files.items():
-            if checked - WRITE_SECONDS <= status.st_mtime < now - WRITE_SECONDS:
+            is_unchecked = checked - WRITE_SECONDS <= status.st_mtime < now - WRITE_SECONDS
+            if is_unchecked and file.parent == folder and file.name.endswith(SUFFIX):
                 _remove_if_truncated(file)
         n_bytes = sum(status.st_size for status in files.values())
         for file in sorted(files, key=lambda file: files[file].st_mtime):
@@ -52,17 +53,20 @@ def open_program_folder(folder: Path | None = None, max_bytes: int = MAX_BYTES) 
             file.unlink(missing_ok=True)
             n_bytes -= files[file].st_size
         stamp.touch()
+        # The next check reads the files that other processes have written during this one.
+        os.utime(stamp, (now, now))
     except (OSError, RuntimeError):  # a home folder that is unknown, missing or read-only
         return None
     return folder
 
 
 def _list_files(folder: Path) -> dict[Path, os.stat_result]:
-    """Return the files of programs. Another process may remove a file during the call."""
+    """Return all files except the stamp. Another process may remove a file during the call."""
     files = {}
-    for file in folder.glob(f"*{SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):
-            files[file] = file.stat()
+    for parent, _, names in os.walk(folder):
+        for file in (Path(parent, name) for name in names if name != STAMP):
+            with contextlib.suppress(FileNotFoundError):
+                files[file] = file.stat()
     return files
 
 
@@ -79,14 +83,11 @@ def is_complete(data: bytes) -> bool:
             zstandard = importlib.import_module("zstandard")
         except ImportError:
             return True  # JAX cannot read the file either
-        try:
-            zstandard.ZstdDecompressor().decompress(data)
-        except zstandard.ZstdError:
-            return False
-        return True
-    decompressor = zlib.decompressobj()
+        error, decompressor = zstandard.ZstdError, zstandard.ZstdDecompressor().decompressobj()
+    else:
+        error, decompressor = zlib.error, zlib.decompressobj()
     try:
         decompressor.decompress(data)
-    except zlib.error:
+    except error:
         return False
     return decompressor.eof

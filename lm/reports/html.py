@@ -108,6 +108,20 @@ def write_page(path, title, headline, tiles, sections, footer, dark_colors, refr
     return path
 
 
+def tag_fingerprint(text: str, fingerprint: str) -> Markup:
+    """Return a text that carries an invisible fingerprint of the sources of a page."""
+    return Markup('<span data-fingerprint="{}">{}</span>').format(fingerprint, text)
+
+
+def has_fingerprint(page: Path, fingerprint: str) -> bool:
+    """Return True if a page contains the result of `tag_fingerprint`; False without a page."""
+    try:
+        text = page.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return f'<span data-fingerprint="{fingerprint}">' in text
+
+
 def paragraph(text, css="") -> Markup:
     """Return a paragraph of text. css: class of the paragraph."""
     return Markup('<p class="{}">{}</p>').format(css, _typeset(text))

@@ -51,14 +51,18 @@ def write_summary(
         figure_elements[name] = html.html_figure(figure, files, text, is_large)
     results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
+    footer = (
+        f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)} runs."
+    )
+    if sweep.fingerprint and not refresh:  # a page that reloads has no files of figures
+        footer = html.tag_fingerprint(footer, sweep.fingerprint)
     return html.write_page(
         sweep.path / "report.html",
         title=sweep.path.name or sweep.path.resolve().name,
         headline=summary.headline(sweep),
         tiles=[*_tiles(sweep), *_cost_tiles(sweep, rates)],
         sections=report_sections.all_sections(sweep, figure_elements, rates),
-        footer=f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)}"
-        " runs.",
+        footer=footer,
         dark_colors=style.dark_theme_map(sweep.rows),
         refresh=refresh,
     )

@@ -19,7 +19,7 @@ from lm.laws import comparability, estimation
 from lm.laws.forms import isoflop, power_laws
 from lm.reports.plots import elements, style
 from lm.runs import filesystem, records, run_selection, status, task_results
-from lm.runs.integrity import run_notes, sweep_files
+from lm.runs.integrity import run_notes, sweep_files, sweep_fingerprint
 
 MIN_SIZES = 3  # of a law of size, which has three parameters
 
@@ -40,6 +40,7 @@ class SweepSummary:
     laws: dict[str, tuple[Any, str]]  # result of fit_all_laws
     others: list[dict]  # runs in the folder that are not part of the sweep
     notes: list[str]  # sentences about other runs, unreadable runs and damaged lines
+    fingerprint: str  # of records and code, from before the records were loaded
 
     @functools.cached_property
     def finished(self) -> list[dict]:
@@ -86,6 +87,7 @@ def load_summary(sweep_dir) -> SweepSummary:
     Raises ValueError if the directory contains neither runs nor sweep.json.
     """
     path = filesystem.open_path(sweep_dir)
+    fingerprint = sweep_fingerprint.fingerprint_sweep(path)
     facts, prediction = sweep_files.read_sweep(path), sweep_files.read_prediction(path)
     plan, _ = _load_plan(path)
     loaded = records.load_folder(path)
@@ -112,6 +114,7 @@ def load_summary(sweep_dir) -> SweepSummary:
         laws=fit_all_laws(run_selection.without_trunks(rows)),
         others=loaded.others,
         notes=_notes(path, loaded, prediction),
+        fingerprint=fingerprint,
     )
 
 

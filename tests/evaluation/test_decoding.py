@@ -114,7 +114,7 @@ def test_first_tokens_follow_the_filtered_softmax(params):
     assert (np.abs(counts / n - p) < 4 * np.sqrt(p * (1 - p) / n)).all()
 
 
-GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False, "n_layers": 1}
+GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False}
 
 
 @pytest.mark.parametrize("fields", [GPT2 | {"learned_positions": CONTEXT}, small_model.VARIANT])

@@ -42,6 +42,9 @@ def test_command_writes_json_a_record_and_a_page(tmp_path, monkeypatch):
     status, output = run_compare("--candidates", "2", "a", "--json", "b")
     assert status == 0 and json.loads(output)["better"] == "B", output
     assert run_compare("a", "b", "c") == (2, "error: c is not a flag. Write --name=value.\n")
+    status, output = run_compare("a", "b", "--decide", "--error=0.04")  # needs no further run
+    suggestion = "next: uv run python -m experiments.compare a b --error=0.04 --anytime --out="
+    assert status == 0 and suggestion in output, output
     status, output = run_compare("--a=a", "--b=b", "--time_budget=soon")
     assert (status, output[:20]) == (2, "error: --time_budget")
 

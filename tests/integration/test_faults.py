@@ -226,11 +226,12 @@ SCRIPT = """
 import json, os, jax
 run, cache, devices = json.loads(os.environ["RUN"])
 jax.config.update("jax_num_cpu_devices", devices)
+jax.config.update("jax_compilation_cache_dir", cache)
 from experiments.common import cli
 from lm.config import schema; from lm.parallel import mesh; from lm.training import loop
 
 def main():
-    mesh.initialize_devices(cache)
+    mesh.initialize_devices()
     mesh.peak_flops_per_second = lambda *_: 1e9
     loop.train(schema.from_dict(run), lambda row: print(row["step"], flush=True))
 

@@ -23,10 +23,11 @@ SCRIPT = """
 import json, sys, jax
 config, cache, devices, coordinator, processes, process = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", int(devices))
+jax.config.update("jax_compilation_cache_dir", cache)
 from lm.config import schema
 from lm.parallel import distributed, mesh
 from lm.training import loop, preemption
-mesh.initialize_devices(cache)
+mesh.initialize_devices()
 mesh.peak_flops_per_second = lambda *_: 1e9
 distributed.initialize_processes(coordinator, int(processes), int(process))
 try:

@@ -89,6 +89,35 @@ def test_status_fits_80_columns_and_names_the_next_command(tmp_path, screen, mon
     assert "next: uv run python -m experiments.sweep --sweep=configs/sweeps/toy.py" in text
 
 
+def test_status_suggests_to_continue_the_sweep_of_a_stopped_run(tmp_path, screen, monkeypatch):
+    finished = made_up_sweep.sweep(tmp_path / "runs", "first", predict=False)
+    stopped = made_up_sweep.sweep(
+        tmp_path / "runs", "second", status={"60K": ("failed", "no memory")}, predict=False
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def suggestion(folder) -> str:
+        monkeypatch.setattr(status_command, "_DIR", type("Flag", (), {"value": str(folder)}))
+        runs = status.run_statuses(folder)
+        text = screen(200, lambda: status_command.print_next_command(runs))
+        return text.strip().removeprefix("next: uv run python -m experiments.")
+
+    resume = "sweep --sweep=configs/sweeps/second.py"
+    for folder in ("runs", "runs/second", stopped, stopped / "60K", tmp_path):
+        assert suggestion(folder) == resume  # runs is the default folder of runs
+    assert suggestion(finished) == f"report --dir={finished}"
+    assert suggestion(stopped / "30K") == f"report --dir={stopped / '30K'}"
+    (tmp_path / "runs").rename(tmp_path / "my runs")
+    assert suggestion("my runs") == f"{resume} '--dir=my runs'"
+    request = json_files.read_object(tmp_path / "my runs/second/sweep.json")
+    request |= {"sweep": "s.py --target_size=4M --max_error=1%"}
+    json_files.write_object(tmp_path / "my runs/second/sweep.json", request)
+    options = "--sweep=s.py --target_size=4M --max_error=1%"
+    assert suggestion("my runs/second") == f"sweep {options} '--dir=my runs'"
+    monkeypatch.chdir(tmp_path / "my runs" / "second")
+    assert suggestion(".") == f"sweep {options} '--dir={tmp_path}/my runs'"
+
+
 def test_parallel_workers_show_progress_without_a_terminal(tmp_path, screen):
     folder = made_up_sweep.sweep(tmp_path, missing=("1.6M",), predict=False)
 

@@ -41,7 +41,8 @@ from lm.training import loaded_model, loop
 
 config, cache, other_meshes = sys.argv[1:]
 base = schema.from_dict(json.loads(config))
-mesh.initialize_devices(cache)
+jax.config.update("jax_compilation_cache_dir", cache)
+mesh.initialize_devices()
 deterministic.fix_threads(base.mesh.deterministic_shards)
 mesh.peak_flops_per_second = lambda *_: 1e9
 make_mesh = mesh.make_mesh

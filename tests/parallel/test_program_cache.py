@@ -46,6 +46,26 @@ def test_truncated_programs_are_removed_once(tmp_path, compress):
     assert [f.name for f in tmp_path.glob("*-cache")] == ["whole-cache"]
 
 
+def test_program_written_during_a_check_is_checked_later(tmp_path, monkeypatch):
+    start, file = time.time() - 100, tmp_path / "half-cache"
+    file.write_bytes(zlib.compress(PROGRAM)[:9])
+    os.utime(file, (start + 5, start + 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(program_cache.time, "time", lambda: start)  # this check took 100 seconds
+        program_cache.open_program_folder(tmp_path)
+    assert file.exists()
+    program_cache.open_program_folder(tmp_path)
+    assert not file.exists()
+
+
+def test_complete_program_needs_no_stored_size():
+    for has_size in (True, False):
+        data = zstandard.ZstdCompressor(write_content_size=has_size).compress(PROGRAM)
+        assert program_cache.is_complete(data)
+        assert not program_cache.is_complete(data[:-1])
+        assert not program_cache.is_complete(data[:4])
+
+
 def test_oldest_programs_beyond_the_limit_are_removed(tmp_path):
     for age in range(4):
         file = tmp_path / f"{age}-cache"
@@ -53,6 +73,11 @@ def test_oldest_programs_beyond_the_limit_are_removed(tmp_path):
         set_age(file, 100 * age + 50)
     program_cache.open_program_folder(tmp_path, 2 * len(zlib.compress(PROGRAM)))
     assert sorted(f.name for f in tmp_path.glob("*-cache")) == ["0-cache", "1-cache"]
+    subfolder = tmp_path / "autotune"
+    subfolder.mkdir()
+    (subfolder / "kernel").write_bytes(PROGRAM)
+    program_cache.open_program_folder(tmp_path, 3 * len(PROGRAM) - 1)
+    assert sorted(f.name for f in tmp_path.rglob("[!.]*") if f.is_file()) == ["0-cache", "kernel"]
 
 
 def test_two_processes_can_clean_at_once(tmp_path):

@@ -67,3 +67,11 @@ def test_commit_is_empty_outside_a_repository(tmp_path, monkeypatch):
     assert len(commit) == 12
     (tmp_path / "file").write_text("two")
     assert git_commit() == commit + "+"
+
+
+def test_package_hash_covers_templates_and_comments(package):
+    hashes = [provenance.package_hash()]
+    for name, text in (("extra.py", "# A comment.\n"), ("page.html", "<p></p>")):
+        (package / name).write_text(text)
+        hashes.append(provenance.package_hash())
+    assert len({*hashes}) == 3 and hashes[0].startswith(provenance.package_version())

@@ -171,7 +171,7 @@ def test_devices_are_initialized_after_other_jax_use(tmp_path):
         "import sys, jax; from lm.parallel import mesh\n"
         "jax.config.update('jax_compilation_cache_dir', sys.argv[1])\n"
         "n_devices = jax.device_count()\n"
-        "mesh.initialize_devices('other')\n"
+        "mesh.initialize_devices()\n"
         "assert jax.device_count() == n_devices\n"
         "assert jax.config.values['jax_compilation_cache_dir'] == sys.argv[1]\n"
     )

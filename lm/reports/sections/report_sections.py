@@ -26,6 +26,7 @@ from lm.reports.sections import (
 )
 from lm.reports.sections.abilities import ability_section, transfer_section
 from lm.runs import records
+from lm.runs.integrity import sweep_files
 
 MAIN_FIGURES = ("loss", "compute", "curves")  # the first available one is the main figure
 FIGURES = {
@@ -239,6 +240,9 @@ def _reproduction(sweep: summary.SweepSummary) -> Markup:
     seconds = sum(row["seconds"] for row in sweep.rows if records.is_finite(row.get("seconds")))
     duration = f", which took {summary.format_duration(seconds)}" if seconds else ""
     command = sweep.facts.get("command")
+    if command:
+        folder = shlex.join(sweep_files.folder_arguments(sweep.path, sweep.facts))
+        command = f"{command} {folder}".rstrip()
     purpose = f"These commands train all runs{duration}, and write this page again."
     if not command:
         purpose = "The records name no sweep file. This command writes the page again."

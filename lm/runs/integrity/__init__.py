@@ -8,5 +8,6 @@ record_lines.py       lines of the .jsonl files: repair, flush, count, describe 
 restarts.py           changes of the .jsonl files before the next attempt of a run
 sweep_files.py        sweep.json, plan.json and prediction.json
 prediction_log.py     predictions.jsonl, and hashes of the records that a prediction depends on
+sweep_fingerprint.py  hash of the code and of the state of all records, for a report
 run_notes.py          sentences about runs and lines that a reader leaves out
 """

@@ -6,9 +6,11 @@
 Functions that read raise ValueError that names a damaged file.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lm.config import schema
 from lm.runs import filesystem, json_files
 from lm.runs.integrity import record_checksums
 
@@ -34,6 +36,23 @@ def read_member_names(sweep_dir: str | Path) -> set[str] | None:
     """Return the names of the runs in sweep.json, None if there is no such file or entry."""
     names = read_sweep(sweep_dir).get("runs")
     return None if names is None else {str(name) for name in names}
+
+
+def folder_arguments(sweep_dir: str | Path, request: Mapping) -> list[str]:
+    """Return --dir=FOLDER if a command must name the folder of the runs of a sweep, else [].
+
+    The default folder needs no argument. An archive is no folder of runs that can continue.
+    request: content of sweep.json.
+    """
+    folder = filesystem.open_path(sweep_dir)
+    if request.get("archived"):
+        return []
+    if not filesystem.is_remote(folder):
+        is_named = folder.name not in ("", "..")
+        folder = folder if is_named else Path(os.path.abspath(folder))
+        if os.path.abspath(folder.parent) == os.path.abspath(schema.Run().dir):
+            return []
+    return [f"--dir={folder.parent}"]
 
 
 def read_plan(sweep_dir: str | Path) -> list[dict]:

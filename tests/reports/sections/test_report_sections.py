@@ -48,6 +48,14 @@ def test_each_question_is_answered_in_one_section(toy):
         assert [name for name, text in sections.items() if phrase in text] == [heading], phrase
 
 
+def test_reproduction_names_the_folder_of_the_runs(toy, monkeypatch):
+    command = f"experiments.sweep --sweep=configs/sweeps/toy.py --dir={toy.path.parent}"
+    assert command in visible(report_sections.all_sections(toy, {})["How to reproduce it"])
+    monkeypatch.setattr(toy, "facts", toy.facts | {"archived": True})  # no run of it can continue
+    text = visible(report_sections.all_sections(toy, {})["How to reproduce it"])
+    assert "--sweep=configs/sweeps/toy.py uv run" in text
+
+
 def test_setup_has_three_lines_of_models_text_and_recipe(toy):
     text = visible(setup_section.training_setup(toy))
     for phrase in (
