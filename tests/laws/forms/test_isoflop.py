@@ -157,7 +157,7 @@ def test_shared_trunk_runs_have_a_warning():
     shared = [{**row, "start.run": f"trunk-{i % 5}", "start.restore": "full_state"}
               for i, row in enumerate(independent)]  # fmt: skip
     fit = fit_isoflop(shared, bootstrap=0)
-    assert any("25 rows have 5 trunks" in text for text in fit.warnings)
+    assert any("25 rows share 5 trunks" in text for text in fit.warnings)
     assert not any("trunks" in text for text in fit_isoflop(independent, bootstrap=0).warnings)
 
 
