@@ -26,6 +26,7 @@ Format = Callable[[Any], str]
 
 SCIENTIFIC = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]\d\d\b")  # 8.279e+12
 MAX_PLAIN_COLUMNS = 3  # a table with more columns becomes a list of cards on a phone
+MAX_WARNINGS = 3  # warnings that are visible without a click
 MAX_COLUMNS = 12  # a table with more columns is a list of cards on every screen
 
 
@@ -113,9 +114,23 @@ def paragraph(text, css="") -> Markup:
     return Markup('<p class="{}">{}</p>').format(css, _typeset(text))
 
 
+def warning_list(warnings: Sequence[str]) -> Markup:
+    """Return warnings as highlighted sentences, collapsed after the first MAX_WARNINGS."""
+    notes = [paragraph(f"{warning.removesuffix('.')}.", "note") for warning in warnings]
+    shown, more = notes[:MAX_WARNINGS], notes[MAX_WARNINGS:]
+    if len(more) > 1:
+        return join_html([*shown, collapsed_section(f"{len(more)} more warnings", join_html(more))])
+    return join_html(notes)
+
+
 def code_block(text) -> Markup:
     """Return a text or object as a preformatted block of HTML. Special characters are escaped."""
     return Markup("<pre>{}</pre>").format(str(text))
+
+
+def formula_block(text) -> Markup:
+    """Return a text or object as a preformatted block with typeset exponents."""
+    return Markup("<pre>{}</pre>").format(_typeset(str(text)))
 
 
 def collapsed_section(summary, body: Markup) -> Markup:

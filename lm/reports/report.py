@@ -12,7 +12,7 @@ from pathlib import Path
 from lm.config import run_files
 from lm.reports import device_cost, figures, html, summary
 from lm.reports.audit import prediction_results
-from lm.reports.plots import explanations, style
+from lm.reports.plots import elements, explanations, style
 from lm.reports.sections import report_sections
 from lm.runs import provenance, records
 
@@ -57,11 +57,21 @@ def write_summary(
         headline=summary.headline(sweep),
         tiles=[*_tiles(sweep), *_cost_tiles(sweep, rates)],
         sections=report_sections.all_sections(sweep, figure_elements, rates),
-        footer=f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)}"
-        " runs.",
+        footer=_footer(sweep),
         dark_colors=style.dark_theme_map(sweep.rows),
         refresh=refresh,
     )
+
+
+def _footer(sweep: summary.SweepSummary) -> str:
+    """Return the version that wrote the page, and other versions that trained the runs."""
+    current = provenance.package_version()
+    text = f"Written by lm-scaling {current} from the records of"
+    text += f" {elements.count_label(sweep.rows)}."
+    versions = {str(row["code.version"]) for row in sweep.rows if row.get("code.version")}
+    if versions - {current}:
+        text += f" The runs were trained with version {', '.join(sorted(versions))}."
+    return text
 
 
 def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
@@ -74,16 +84,16 @@ def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
     tiles = [("runs done", f"{n_done} of {len(sweep.rows) + len(sweep.missing)}")]
     if sizes:
         size_range = f"{style.format_si(min(sizes))} to {style.format_si(max(sizes))}"
-        factor = f", a factor of {max(sizes) / min(sizes):.0f}"
+        size_range += f" ({max(sizes) / min(sizes):.0f}×)"
         if len(set(sizes)) == 1:
-            size_range, factor = style.format_si(sizes[0]), ""
-        tiles.append((f"parameters without embeddings{factor}", size_range))
+            size_range = style.format_si(sizes[0])
+        tiles.append(("parameters without embeddings", size_range))
     if losses:
         unit = "nats per token" if sweep.loss_column == records.LOSS else "bits per byte"
         tiles.append((f"lowest loss, {unit}", style.format_number(min(losses))))
     flops = sum(summary.incremental_flops(row) for row in sweep.rows)
     tiles.append(("total FLOPs", style.power_of_ten(flops)))
-    return [*tiles, ("training time", summary.format_duration(sum(seconds)))]
+    return [*tiles, ("training time, sum over the runs", summary.format_duration(sum(seconds)))]
 
 
 def _cost_tiles(

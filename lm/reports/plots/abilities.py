@@ -20,16 +20,16 @@ from lm.runs import records, run_selection, task_results
 
 ALL_TASKS = "all tasks"  # title of the panel of all families
 MIN_RANGE = 30  # of sizes, from which on powers of ten alone have labels
-MAX_BELOW = 24  # tasks below baseline that a caption names
+MAX_BELOW = 6  # tasks below baseline that a caption names
 
 
 def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     """Plot the number of tasks above baseline and of mastered tasks against size, by family.
 
-    The first panel shows all tasks, if there are several families. The line of tasks above baseline
-    is solid, that of mastered tasks dashed, and the dotted line is the number of tasks. Points are
-    means over the runs of a size, which differ in their seed, and bars are ranges over these runs.
-    The caption names the tasks in which the largest run is below baseline.
+    The first panel shows all tasks, if there are several families. The line of mastered tasks is
+    solid, that of tasks above baseline dashed, and the dotted line is the number of tasks. Points
+    are means over the runs of a size, which differ in their seed, and bars are ranges over these
+    runs. The caption names tasks in which the largest run is below baseline.
     """
     selection = run_selection.largest_token_budget(rows, x)
     counted = task_significance.count_tasks(_finished(selection.rows, x))
@@ -42,7 +42,7 @@ def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         _draw_counts(axes, counted, x, suffix, group, theme)
     caption = [
         f"n = {elements.count_label(counted)}. Horizontal: {style.axis_label(x)}. Vertical: tasks.",
-        "Solid: above baseline. Dashed: mastered. Dotted: number of tasks. Bars: range over seeds.",
+        "Solid: mastered. Dashed: above baseline. Dotted: number of tasks. Bars: range over seeds.",
         elements.baseline_note(),
         *([f"Groups without a task above baseline: {', '.join(without)}."] if without else []),
         *_below_notes(counted),
@@ -56,8 +56,8 @@ def _draw_counts(
 ) -> None:
     """Draw the panel of a family. suffix: of its columns, see task_significance.count_tasks."""
     for name, line, color in (
-        ("above_baseline", "-", theme["ink"]),
-        ("mastered", "--", theme["accent"]),
+        ("above_baseline", "--", theme["ink"]),
+        ("mastered", "-", theme["accent"]),
     ):
         label = f"{name.replace('_', ' ')}"
         _draw_means(axes, counted, x, f"tasks.{name}{suffix}", color, line, group, label)
