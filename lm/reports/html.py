@@ -190,11 +190,14 @@ def _sort_key(value) -> float | str:
     return "" if value is None or value != value else value
 
 
-def html_figure(figure: Figure, files: str = "", text: str = "", is_large: bool = False) -> Markup:
+def html_figure(
+    figure: Figure, files: str = "", text: str = "", is_large: bool = False, omitted: str = ""
+) -> Markup:
     """Return a figure as inline SVG. The caption of the figure becomes HTML text.
 
     files: path without suffix of the PNG and SVG to link to, "" for no links. text: sentences about
-    the result, above the caption. is_large: show the figure alone in its line.
+    the result, above the caption. is_large: show the figure alone in its line. omitted: sentence of
+    the caption that the page has elsewhere.
     """
     svg, caption = style.to_inline_svg(figure)
     title = figure.axes[0].get_title(loc="left") or figure.get_suptitle()
@@ -202,7 +205,7 @@ def html_figure(figure: Figure, files: str = "", text: str = "", is_large: bool 
     return Markup(
         _FIGURE.render(
             svg=Markup(svg),
-            caption=caption,
+            caption=caption.replace(omitted, "").strip() if omitted else caption,
             files=files,
             suffixes=("png", "svg") if files else (),
             text=text,

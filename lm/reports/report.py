@@ -14,6 +14,7 @@ from lm.reports import device_cost, figures, html, summary
 from lm.reports.audit import prediction_results
 from lm.reports.plots import elements, explanations, style
 from lm.reports.sections import report_sections
+from lm.reports.sections.abilities import ability_section
 from lm.runs import provenance, records
 
 
@@ -40,15 +41,19 @@ def write_summary(
 ) -> Path:
     """Write the report of a loaded sweep. Return the path of the page. See `write_report`."""
     rates = rates or device_cost.DeviceRates()
-    figure_elements = {}
+    figure_elements, shared_note = {}, ability_section.budget_sentence(sweep)
     drawn = figures.all_figures(sweep)
+    groups = report_sections.FIGURES
+    ability_figures = {*groups["abilities"], *groups["flat abilities"]}
     for name, (figure, meta) in drawn.items():
         if not refresh:
             style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
         files = "" if refresh else f"{run_files.FIGURES}/{name}"
         text = explanations.explain_figure(name, has_law=sweep.fit is not None)
         is_large = name == report_sections.main_figure(drawn)
-        figure_elements[name] = html.html_figure(figure, files, text, is_large)
+        figure_elements[name] = html.html_figure(
+            figure, files, text, is_large, shared_note if name in ability_figures else ""
+        )
     results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
     return html.write_page(

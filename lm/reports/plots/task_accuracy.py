@@ -88,6 +88,7 @@ def task_curves(
         baseline = _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, _panel_title(task, baseline), theme)
         elements.set_scales(axes, x, y)
+        elements.thin_ticks(axes)
         axes.set_ylim(-4, 104)
     counts = {
         metrics["n"]["value"]

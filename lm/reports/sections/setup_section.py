@@ -17,8 +17,8 @@ MAX_SOURCES = 8  # sources that the line of the text names
 def training_setup(sweep: summary.SweepSummary) -> Markup:
     """Return three lines: the models, the text, and the recipe with its hardware."""
     if not sweep.rows:
-        n_missing = len(sweep.missing)
-        return html.paragraph(f"No run has started. Planned: {n_missing} runs.", "muted")
+        planned = elements.count_label(sweep.missing)
+        return html.paragraph(f"No run has started. Planned: {planned}.", "muted")
     lines = {
         "Models": describe_models(sweep),
         "Text": describe_text(sweep.rows),

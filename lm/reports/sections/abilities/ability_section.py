@@ -59,11 +59,19 @@ def describe_abilities(sweep: summary.SweepSummary) -> list[str]:
     if len(flat) > MAX_FLAT:
         more = f" and {len(flat) - MAX_FLAT} more, which the figure of these tasks shows"
     names = f" ({', '.join(flat[:MAX_FLAT])}{more})" if flat else ""
+    noun = "scores" if task_results.paradigm_means(selection.rows) else "tasks"
     lines.append(
-        f"No trend: {len(flat)} of {len(trends)} scores{names}. A trend is a slope of accuracy over"
+        f"No trend: {len(flat)} of {len(trends)} {noun}{names}. A trend is a slope of accuracy over"
         f" log size of more than {task_trends.MIN_TREND:g} standard errors."
     )
-    return [*lines, *filter(None, [elements.budget_note(selection)])]
+    if note := budget_sentence(sweep):
+        lines.append(f"{note.removesuffix('.')}, in the trends and in the figures against size.")
+    return lines
+
+
+def budget_sentence(sweep: summary.SweepSummary) -> str:
+    """Return the sentence on the token budget of the trends, which captions of figures repeat."""
+    return elements.budget_note(run_selection.largest_token_budget(sweep.finished))
 
 
 def _without(trends: list[task_trends.TaskTrend], tasks: set[str]) -> list[task_trends.TaskTrend]:
