@@ -29,8 +29,9 @@ NOTE = (
     f" fitted size. Intervals of abilities are {ability_prediction.LEVEL:.0%}, those of losses 95%."
 )
 VERDICT_NOTE = (
-    "Counted are losses, scores of groups and of whole tasks, and the two-step probabilities. The"
-    " scores and the bits per byte of single minimal pairs are only in the tables."
+    "These predictions are the losses, the scores of groups and of whole tasks, and the two-step"
+    " probabilities. They do not include bits per byte and the scores of single paradigms, which"
+    " are only in the tables."
 )
 
 

@@ -88,12 +88,14 @@ def _describe_means(rows: list[dict]) -> list[str]:
     n_tasks = sum(task.partition("#")[0] in sets for task in task_results.task_names(rows))
     n_scores = len(task_results.summary_tasks(rows))
     n_groups = sum("#" in mean for mean in means)
-    others = f", and {n_scores - len(means)} other tasks" if n_scores > len(means) else ""
-    total = "the mean of all pairs" if len(sets) == 1 else "the mean of each set"
+    total = "the mean of all pairs" if len(sets) == 1 else "the mean of each set of pairs"
+    scores = [f"{n_groups} means of groups", total]
+    if n_scores > len(means):
+        scores.append(f"{n_scores - len(means)} other tasks")
     return [
         f"{n_tasks} of the tasks are sets of minimal pairs (paradigms) in {n_groups} groups"
-        f" (phenomena). The trends below are those of {n_scores} scores: {n_groups} means of"
-        f" groups, {total}{others}."
+        f" (phenomena). The trends below are those of {n_scores} scores:"
+        f" {', '.join(scores[:-1])} and {scores[-1]}."
     ]
 
 
