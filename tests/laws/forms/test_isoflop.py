@@ -70,7 +70,8 @@ def test_parabola_that_opens_down_is_excluded():
 def test_too_few_budgets_raise_with_the_reasons():
     rows = [r for r in sweep() if r["flops"] == 1e18 or r["params"] > 2e10]
     with pytest.raises(
-        ValueError, match="only 1 budgets .*too few|only 1 budgets .*outside|only 1 budgets .*below"
+        ValueError,
+        match="these runs have 1 .*too few|these runs have 1 .*outside|these runs have 1 .*below",
     ):
         fit_isoflop(rows)
 
