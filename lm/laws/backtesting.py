@@ -77,7 +77,8 @@ class BacktestScore:
             f", {self.coverage:.0%} inside their 95% interval" if np.isfinite(self.coverage) else ""
         )
         return (
-            f"back-test: {len(self.predictions)} held-out rows from {self.n_origins} origins, "
+            f"back-test: {_count(len(self.predictions), 'held-out row')} from"
+            f" {_count(self.n_origins, 'origin')}, "
             f"mean error {self.mean:.2%}, worst {self.worst:.2%}{inside}{self._describe_bias()}"
         )
 
@@ -108,6 +109,11 @@ class BacktestScore:
             "by_distance": by_distance,
             "predictions": rows,
         }
+
+
+def _count(n: int, noun: str) -> str:
+    """Return a number with a noun in the singular or the plural."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def backtest(

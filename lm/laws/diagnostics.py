@@ -22,6 +22,7 @@ MAX_RELATIVE_ERROR = 1.0  # of a parameter along a direction that is not determi
 MAX_LAW_ERROR = 0.5  # standard error of log f at a point that has an interval
 MIN_SENSITIVITY = 1e-3  # change of log f per e-fold of a parameter below which its column is unused
 MIN_RANGE = 4.0  # ratio of the largest and the smallest input below which a law has a warning
+RANGE_TOLERANCE = 0.98  # of MIN_RANGE, because runs end at a whole number of steps
 MIN_OFFSET = 0.01  # of a law that is above or below all rows, for a warning
 
 
@@ -213,10 +214,10 @@ def find_unbounded(problem: Any, theta: np.ndarray, result: fit.Fit) -> list[str
 def describe_ranges(result: fit.Fit) -> list[str]:
     """Return a warning for each input whose values are close together."""
     return [
-        f"{letter} spans only a factor of {x.max() / x.min():.3g}: add runs until it spans a "
-        f"factor of {MIN_RANGE:g}, better 30"
+        f"{letter} spans only a factor of {x.max() / x.min():.3g}: add runs, so that it spans at "
+        f"least a factor of {MIN_RANGE:g}, or better 30"
         for letter, x in zip(result.inputs, result.x, strict=True)
-        if x.max() < MIN_RANGE * x.min()
+        if x.max() < RANGE_TOLERANCE * MIN_RANGE * x.min()
     ]
 
 
@@ -254,6 +255,6 @@ def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
             if hi > 4 * max(lo, 1e-9):
                 texts.append(
                     f"{name} is poorly determined, 95% interval [{lo:.3g}, {hi:.3g}]: add runs over"
-                    " a wider range (lm.laws.profile shows the details)"
+                    " a wider range; the function lm.laws.profile shows the values that fit"
                 )
     return texts

@@ -202,7 +202,10 @@ def _describe_optima(free: list[str], optima: list[dict[str, float]]) -> str:
         ", ".join(f"{k} {v[k]:.3g}" for k in free) + f" (+{v['objective'] / best - 1:.2%})"
         for v in optima[1:4]
     ]
-    return f"other optima within 1% of the objective: {'; '.join(shown)}: report the profile"
+    return (
+        f"other parameters have an objective within 1% of the best: {'; '.join(shown)}; the"
+        " function lm.laws.profile shows the range of each parameter"
+    )
 
 
 def _search(

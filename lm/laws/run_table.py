@@ -247,11 +247,15 @@ def _resampling_groups(
     n_groups = groups.max() + 1
     if n_groups == len(rows):
         return groups, []
-    kind = "trunks" if any(comparability.trunk_name(row) for row in rows) else "run names"
-    kind = f"values of {group}" if group else kind
-    return groups, [
-        f"{len(rows)} rows have {n_groups} {kind}: rows with the same value are resampled together"
-    ]
+    text = f"{len(rows)} rows belong to {n_groups} runs: rows of a run are resampled together"
+    if group:
+        text = f"{len(rows)} rows have {n_groups} values of {group}: rows with the same value are"
+        text += " resampled together"
+    elif any(comparability.trunk_name(row) for row in rows):
+        text = (
+            f"{len(rows)} runs share {n_groups} trunks: branches of a trunk are resampled together"
+        )
+    return groups, [text]
 
 
 def _exclusion_reason(row: Mapping, columns: Sequence[str], where: Where) -> str:

@@ -26,6 +26,7 @@ Format = Callable[[Any], str]
 
 SCIENTIFIC = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]\d\d\b")  # 8.279e+12
 MAX_PLAIN_COLUMNS = 3  # a table with more columns becomes a list of cards on a phone
+MAX_WARNINGS = 3  # warnings that are visible without a click
 MAX_COLUMNS = 12  # a table with more columns is a list of cards on every screen
 
 
@@ -74,7 +75,7 @@ _TABLE = _ENVIRONMENT.from_string(
 </tbody></table></div>"""
 )
 _FIGURE = _ENVIRONMENT.from_string(
-    """<figure{% if css %} class="{{ css }}"{% endif %}>{{ svg }}<figcaption>
+    """<figure{% if css %} class="{{ css }}"{% endif %}><div class="drawing">{{ svg }}</div><figcaption>
 {%- if text %}<p>{{ text | sup }}</p>{% endif %}<small>{{ caption | sup }} <span>
 {%- for suffix in suffixes -%}
 {{ " " if not loop.first }}<a href="{{ files }}.{{ suffix }}">{{ suffix | upper }}</a>
@@ -127,9 +128,23 @@ def paragraph(text, css="") -> Markup:
     return Markup('<p class="{}">{}</p>').format(css, _typeset(text))
 
 
+def warning_list(warnings: Sequence[str]) -> Markup:
+    """Return warnings as highlighted sentences, collapsed after the first MAX_WARNINGS."""
+    notes = [paragraph(f"{warning.removesuffix('.')}.", "note") for warning in warnings]
+    shown, more = notes[:MAX_WARNINGS], notes[MAX_WARNINGS:]
+    if len(more) > 1:
+        return join_html([*shown, collapsed_section(f"{len(more)} more warnings", join_html(more))])
+    return join_html(notes)
+
+
 def code_block(text) -> Markup:
     """Return a text or object as a preformatted block of HTML. Special characters are escaped."""
     return Markup("<pre>{}</pre>").format(str(text))
+
+
+def formula_block(text) -> Markup:
+    """Return a text or object as a preformatted block with typeset exponents."""
+    return Markup("<pre>{}</pre>").format(_typeset(str(text)))
 
 
 def collapsed_section(summary, body: Markup) -> Markup:
@@ -189,11 +204,14 @@ def _sort_key(value) -> float | str:
     return "" if value is None or value != value else value
 
 
-def html_figure(figure: Figure, files: str = "", text: str = "", is_large: bool = False) -> Markup:
+def html_figure(
+    figure: Figure, files: str = "", text: str = "", is_large: bool = False, omitted: str = ""
+) -> Markup:
     """Return a figure as inline SVG. The caption of the figure becomes HTML text.
 
     files: path without suffix of the PNG and SVG to link to, "" for no links. text: sentences about
-    the result, above the caption. is_large: show the figure alone in its line.
+    the result, above the caption. is_large: show the figure alone in its line. omitted: sentence of
+    the caption that the page has elsewhere.
     """
     svg, caption = style.to_inline_svg(figure)
     title = figure.axes[0].get_title(loc="left") or figure.get_suptitle()
@@ -201,7 +219,7 @@ def html_figure(figure: Figure, files: str = "", text: str = "", is_large: bool 
     return Markup(
         _FIGURE.render(
             svg=Markup(svg),
-            caption=caption,
+            caption=caption.replace(omitted, "").strip() if omitted else caption,
             files=files,
             suffixes=("png", "svg") if files else (),
             text=text,

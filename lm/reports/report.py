@@ -12,8 +12,9 @@ from pathlib import Path
 from lm.config import run_files
 from lm.reports import device_cost, figures, html, summary
 from lm.reports.audit import prediction_results
-from lm.reports.plots import explanations, style
+from lm.reports.plots import elements, explanations, style
 from lm.reports.sections import report_sections
+from lm.reports.sections.abilities import ability_section
 from lm.runs import provenance, records
 
 
@@ -40,20 +41,22 @@ def write_summary(
 ) -> Path:
     """Write the report of a loaded sweep. Return the path of the page. See `write_report`."""
     rates = rates or device_cost.DeviceRates()
-    figure_elements = {}
+    figure_elements, shared_note = {}, ability_section.budget_sentence(sweep)
     drawn = figures.all_figures(sweep)
+    groups = report_sections.FIGURES
+    ability_figures = {*groups["abilities"], *groups["flat abilities"]}
     for name, (figure, meta) in drawn.items():
         if not refresh:
             style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
         files = "" if refresh else f"{run_files.FIGURES}/{name}"
         text = explanations.explain_figure(name, has_law=sweep.fit is not None)
         is_large = name == report_sections.main_figure(drawn)
-        figure_elements[name] = html.html_figure(figure, files, text, is_large)
+        figure_elements[name] = html.html_figure(
+            figure, files, text, is_large, shared_note if name in ability_figures else ""
+        )
     results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
-    footer = (
-        f"lm-scaling {provenance.package_version()}, from the records of {len(sweep.rows)} runs."
-    )
+    footer = _footer(sweep)
     if sweep.fingerprint and not refresh:  # a page that reloads has no files of figures
         footer = html.tag_fingerprint(footer, sweep.fingerprint)
     return html.write_page(
@@ -68,6 +71,17 @@ def write_summary(
     )
 
 
+def _footer(sweep: summary.SweepSummary) -> str:
+    """Return the version that wrote the page, and other versions that trained the runs."""
+    current = provenance.package_version()
+    text = f"Written by lm-scaling {current} from the records of"
+    text += f" {elements.count_label(sweep.rows)}."
+    versions = {str(row["code.version"]) for row in sweep.rows if row.get("code.version")}
+    if versions - {current}:
+        text += f" The runs were trained with version {', '.join(sorted(versions))}."
+    return text
+
+
 def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
     """Return the most important numbers of the sweep as (name, text)."""
     sizes, losses, seconds = (
@@ -78,16 +92,16 @@ def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
     tiles = [("runs done", f"{n_done} of {len(sweep.rows) + len(sweep.missing)}")]
     if sizes:
         size_range = f"{style.format_si(min(sizes))} to {style.format_si(max(sizes))}"
-        factor = f", a factor of {max(sizes) / min(sizes):.0f}"
+        size_range += f" ({max(sizes) / min(sizes):.0f}×)"
         if len(set(sizes)) == 1:
-            size_range, factor = style.format_si(sizes[0]), ""
-        tiles.append((f"parameters without embeddings{factor}", size_range))
+            size_range = style.format_si(sizes[0])
+        tiles.append(("parameters without embeddings", size_range))
     if losses:
         unit = "nats per token" if sweep.loss_column == records.LOSS else "bits per byte"
         tiles.append((f"lowest loss, {unit}", style.format_number(min(losses))))
     flops = sum(summary.incremental_flops(row) for row in sweep.rows)
     tiles.append(("total FLOPs", style.power_of_ten(flops)))
-    return [*tiles, ("training time", summary.format_duration(sum(seconds)))]
+    return [*tiles, ("training time, sum over the runs", summary.format_duration(sum(seconds)))]
 
 
 def _cost_tiles(

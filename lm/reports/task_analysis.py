@@ -43,7 +43,8 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
     noise            standard deviation of one accuracy: root of the sum of squares of sampling and
                      the larger of checkpoint and seed (seed noise includes checkpoint noise)
     signal_to_noise  signal / noise (Heineman et al. 2025, arXiv:2508.13144)
-    verdict          "at baseline": no size is above baseline. "above baseline": any is, and there
+    verdict          "below baseline": the largest size is below baseline, and no size is above it.
+                     "at baseline": no size is above it. "above baseline": any is, and there
                      are fewer than three sizes. "predictable from SIZE on": SIZE and
                      all larger sizes, at least three, are above baseline. Also, no accuracy is more
                      than 2 noise below that of a smaller size. "noisy": all other tasks, and all
@@ -86,8 +87,15 @@ def _verdict(
         **components,
         "noise": noise,
         "signal_to_noise": signal / noise,
-        "verdict": _verdict_text(groups, means, are_above, signal, noise),
+        "verdict": _verdict_text(groups, means, are_above, signal, noise)
+        if any(are_above) or not _is_below(groups, task)
+        else "below baseline",
     }
+
+
+def _is_below(groups: Sequence[Sequence[dict]], task: str) -> bool:
+    """Return True if all runs of the largest size are below the baseline of a task."""
+    return all(task in task_significance.tasks_below_baseline(row) for row in groups[-1])
 
 
 def _verdict_text(groups, means, are_above: list[bool], signal: float, noise: float) -> str:

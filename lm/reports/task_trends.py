@@ -19,6 +19,7 @@ from lm.reports import task_significance
 from lm.runs import records, run_selection, task_results
 
 MIN_TREND = 3.0  # standard errors between the slope over log size of an improving task and 0
+MIN_FALL = 2.0  # standard errors between the best size and a largest size that is worse
 RUN_NOISE = 0.01  # assumed standard deviation of an accuracy between seeds
 
 
@@ -29,6 +30,9 @@ class TaskTrend(NamedTuple):
     smallest: float  # mean accuracy of the smallest size
     largest: float  # mean accuracy of the largest size
     z: float  # slope of accuracy over log size, in standard errors
+    best: float  # highest mean accuracy of a size
+    best_size: float  # number of parameters of this size
+    fall_error: float  # standard error of the difference between the best and the largest size
 
     @property
     def direction(self) -> str:
@@ -36,6 +40,11 @@ class TaskTrend(NamedTuple):
         if abs(self.z) < MIN_TREND:
             return "flat"
         return "improves" if self.z > 0 else "worsens"
+
+    @property
+    def is_past_its_best(self) -> bool:
+        """Return True if the largest size is clearly worse than a smaller one."""
+        return self.best - self.largest > MIN_FALL * self.fall_error
 
 
 def fit_trends(rows: Sequence[dict]) -> list[TaskTrend]:
@@ -82,8 +91,12 @@ def _trend(task: str, points: np.ndarray) -> TaskTrend:
     z = 0.0
     if spread > 1e-9:
         z = slope_sum / math.sqrt(spread) / _excess(sizes, accuracies, weights, slope_sum > 0)
-    smallest, largest = (float(accuracies[sizes == s].mean()) for s in (sizes.min(), sizes.max()))
-    return TaskTrend(task, smallest, largest, z)
+    levels = np.unique(sizes)
+    means = [float(accuracies[sizes == size].mean()) for size in levels]
+    mean_errors = [float(np.hypot.reduce(errors[sizes == s]) / np.sum(sizes == s)) for s in levels]
+    i = int(np.argmax(means))
+    fall_error = math.hypot(mean_errors[i], mean_errors[-1])
+    return TaskTrend(task, means[0], means[-1], z, means[i], float(levels[i]), fall_error)
 
 
 def _excess(sizes: np.ndarray, accuracies: np.ndarray, weights: np.ndarray, rises: bool) -> float:

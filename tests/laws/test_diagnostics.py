@@ -65,7 +65,7 @@ def test_curved_residuals_are_reported():
         return 1.5 + 120 * n**-0.25 * (1 + (n / 1e8) ** 2) ** -0.15
 
     fit = fit_power(sweep(np.geomspace(1e6, 1e10, 12), 0.001, loss=broken))
-    assert has_warning(fit, "does not describe these rows")
+    assert has_warning(fit, "does not describe these runs")
 
 
 def test_two_token_budgets_do_not_determine_their_exponent():

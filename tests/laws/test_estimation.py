@@ -109,7 +109,7 @@ def test_rows_of_a_run_or_trunk_are_resampled_together():
     assert (by_run.n_runs, by_trunk.n_runs, separate.n_runs) == (40, 40, 240)
     assert by_run.se["E"] > 1.5 * separate.se["E"]
     assert by_trunk.se == by_run.se
-    assert "240 rows have 40 trunks" in str(by_trunk) and "trunks" not in str(separate)
+    assert "240 runs share 40 trunks" in str(by_trunk) and "trunks" not in str(separate)
 
 
 def test_trunk_runs_are_excluded():

@@ -95,7 +95,7 @@ def test_checkpoints_of_a_run_are_grouped_by_the_column_run():
             for row in GOOD for step in (1, 2, 4)]  # fmt: skip
     data = run_table.select_columns(rows, ["params", "tokens", "loss"])
     assert int(data.groups.max()) + 1 == len(GOOD)
-    assert "have 6 run names" in data.warnings[0]
+    assert "belong to 6 runs" in data.warnings[0]
 
 
 def test_highest_level_in_a_group_is_that_of_its_rows():

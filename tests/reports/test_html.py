@@ -87,3 +87,11 @@ def test_wide_tables_are_lists_of_cards():
     for n_columns, expected in ((3, ""), (4, "cards"), (13, "cards stacked")):
         table = html.html_table([{f"c{i}": i for i in range(n_columns)}])
         assert f'<table class="{expected}">' in table and 'data-name="c1"' in table
+
+
+def test_only_the_first_warnings_are_visible():
+    texts = [f"warning {i}" for i in range(6)]
+    assert "<details>" not in html.warning_list(texts[:4])
+    text = str(html.warning_list(texts))
+    visible, _, collapsed = text.partition("<summary>3 more warnings</summary>")
+    assert visible.count("warning ") == 3 and collapsed.count("warning ") == 3

@@ -63,7 +63,7 @@ def test_page_states_prediction_and_result(finished):
     assert expected in visible_text(text) and "inside its own 95% interval" in expected
     for name in made_up_sweep.SIZES:
         assert name in visible_text(text)
-    assert "in links: 0 verified, 0 contradictions, " in visible_text(text)
+    assert "Links: 0 verified, 0 contradictions, " in visible_text(text)
     for phrase in ("python -m experiments.sweep", "0123456789abcdef", "versions.jax", "1.25×"):
         assert phrase in visible_text(text)
 
@@ -84,7 +84,7 @@ def test_page_has_predicted_task_accuracies(tmp_path, text_only):
     text = page_text(folder)
     drawing = figures.available_figures(summary.load_summary(folder))["predicted_tasks"]
     assert drawing.draw().axes
-    assert "0.87 [0.70, 1.00]" in text and "predicted for the target" in text
+    assert "0.870 [0.700, 1.000]" in text and "predicted for the target" in text
 
 
 def test_figures_are_in_the_page_and_in_files(finished):
@@ -200,7 +200,7 @@ def test_every_law_has_intervals_or_a_reason(finished):
     text = visible_text(finished[1])
     assert re.search(r"compute L\(C\) = .* alpha 0\.\d+ \[0\.\d+, 0\.\d+\]", text)
     assert "size and tokens: all runs have the same relation of N and D" in text
-    assert "isoFLOP: only 0 budgets have a minimum" in text
+    assert "isoFLOP: a line needs 2 budgets with a minimum inside their sizes" in text
 
 
 def test_events_are_listed_and_escaped(finished, tmp_path, text_only):

@@ -43,4 +43,10 @@ def test_scatter_between_runs_is_no_trend():
 
 def test_first_and_last_accuracy_are_stated():
     trend = task_trends.fit_trends(rows((0.0, 0.1, 0.5, 0.9)))[0]
-    assert (trend.smallest, trend.largest) == (0.0, 0.9)
+    assert (trend.smallest, trend.largest) == (0.0, 0.9) and not trend.is_past_its_best
+
+
+def test_fall_at_the_largest_size_is_noticed():
+    trend = task_trends.fit_trends(rows((0.0, 0.5, 0.9, 0.6)))[0]
+    assert trend.is_past_its_best and (trend.best, trend.best_size) == (0.9, 16_000)
+    assert not task_trends.fit_trends(rows((0.0, 0.5, 0.9, 0.85)))[0].is_past_its_best

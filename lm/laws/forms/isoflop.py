@@ -96,8 +96,8 @@ def _select_used(
     if len(used) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded[:4])
         raise ValueError(
-            f"only {len(used)} budgets have a minimum inside their sizes, a line needs 2 "
-            f"({reasons})"
+            "a line needs 2 budgets with a minimum inside their sizes, and these runs have"
+            f" {len(used)} ({reasons})"
         )
     return used
 
@@ -231,8 +231,8 @@ def _add_warnings(result: IsoflopFit, data: run_table.RunTable) -> None:
     n_groups = int(data.groups.max()) + 1
     if n_groups < len(data):
         result.warnings.append(
-            f"{len(data)} rows have {n_groups} trunks or names: each budget is resampled "
-            "separately, so the interval ignores the noise that they share"
+            f"{len(data)} rows share {n_groups} trunks or names: each budget is resampled "
+            "separately, so the interval ignores the noise that rows of one trunk share"
         )
 
 

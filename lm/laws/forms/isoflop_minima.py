@@ -74,7 +74,8 @@ def fit_budget(
     result = BudgetMinimum(budget, n_runs, np.log(x), y)
     n_sizes = len(np.unique(x))
     if n_sizes < 3:
-        result.reason = f"{n_sizes} sizes are too few for a minimum"
+        count = "1 size is" if n_sizes == 1 else f"{n_sizes} sizes are"
+        result.reason = f"{count} too few for a minimum"
         return result
     center = result.log_x.mean()
     t = result.log_x - center

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from lm.laws import diagnostics, fit, random_effects, solver
+from lm.laws import comparability, diagnostics, fit, random_effects, solver
 
 SIGNIFICANCE = 0.05  # of all tests of the form together
 OUTLIER_SHARE, CURVATURE_SHARE, RUNS_TEST_SHARE = 0.4, 0.4, 0.2  # of the tests in that level
 MIN_ROWS_OF_RUNS_TEST = 10
 MAX_TESTED_ROWS = 12  # rows of the largest residuals that are tested for being outliers
+MISFIT = (
+    "the form of the law does not describe these runs"  # end of the warnings of a rejected form
+)
 MIN_SPARE_ROWS = 2  # rows more than parameters below which a fit has a warning
 
 
@@ -161,18 +164,15 @@ def lack_of_fit(law_fit: fit.Fit, weights: np.ndarray | None = None) -> list[str
     for letter, log_x in logs.items():
         p_value = test.p_value((log_x - log_x.mean()) ** 2)
         if p_value < limit:
-            texts.append(
-                f"the residuals are curved in log {letter} (p = {p_value:.2g}): the form does not "
-                "describe these rows"
-            )
+            texts.append(f"the residuals are curved in log {letter} (p = {p_value:.2g}): {MISFIT}")
     projected, first_rows = test.projected_residuals(), np.unique(test.groups, return_index=True)[1]
     positions = test.group_means(list(logs.values())[-1])[first_rows]
     signs = test.group_means(projected)[first_rows][np.argsort(positions, kind="stable")]
     p_value = _runs_test(signs)
     if law_fit.n_runs >= MIN_ROWS_OF_RUNS_TEST and p_value < SIGNIFICANCE * RUNS_TEST_SHARE:
         texts.append(
-            f"neighboring rows have residuals of equal sign (runs test, p = {p_value:.2g}): the "
-            "form does not describe these rows"
+            f"neighboring rows have residuals of equal sign (runs test, p = {p_value:.2g}):"
+            f" {MISFIT}"
         )
     return texts
 
@@ -195,8 +195,12 @@ def _describe_grouped_outliers(law_fit: fit.Fit, test: ShiftTest) -> list[str]:
     texts = []
     for p_value, kind, i in ranked[:3]:
         if p_value < SIGNIFICANCE * OUTLIER_SHARE:
-            subject = "the run of " if kind == "run" else ""
-            other = "the other runs" if kind == "run" else "the other rows of its run"
+            is_branch = bool(comparability.trunk_name(law_fit.data.rows[i]))
+            group = "trunk" if is_branch else "run"
+            subject = f"the {group} of " if kind == "run" else ""
+            members = "branches" if is_branch else "rows"
+            other = f"the other {group if kind == 'run' else members}"
+            other = f"{other}s" if kind == "run" else f"{other} of its {group}"
             texts.append(
                 f"{subject}{names[i]} is an outlier among {other} (p = {p_value:.2g}): check the"
                 " run"

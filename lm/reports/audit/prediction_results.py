@@ -217,10 +217,19 @@ def _describe(quantity: Mapping) -> str:
     """Return a sentence about a quantity."""
     name = quantity_name(quantity["name"])
     verdict = "inside" if quantity["is_inside"] else "outside"
+    measured, lo, hi = (_format_value(quantity, key) for key in ("measured", "lo", "hi"))
     return (
-        f"The {name} was {quantity['measured']:.4g}, {verdict} the {quantity['level']:.0%} interval"
-        f" {quantity['lo']:.4g} to {quantity['hi']:.4g} ({quantity['method'].replace('_', ' ')})."
+        f"The {name} was {measured}, {verdict} the {quantity['level']:.0%} interval {lo} to {hi}"
+        f" ({quantity['method'].replace('_', '-')})."
     )
+
+
+def _format_value(quantity: Mapping, key: str) -> str:
+    """Format a value: accuracies in percent, numbers of tasks as integers, losses in 4 digits."""
+    value = quantity[key]
+    if quantity["name"].endswith(".accuracy"):
+        return f"{value:.1%}"
+    return f"{value:.0f}" if quantity["name"] == NUMBER_ABOVE else f"{value:#.4g}"
 
 
 def _describe_paradigm(line: Mapping) -> str:

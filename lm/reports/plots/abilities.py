@@ -10,7 +10,6 @@ task_results.task_family. The figures show the finished runs of the largest toke
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,17 +18,16 @@ from lm.reports.plots import elements, style
 from lm.runs import records, run_selection, task_results
 
 ALL_TASKS = "all tasks"  # title of the panel of all families
-MIN_RANGE = 30  # of sizes, from which on powers of ten alone have labels
-MAX_BELOW = 24  # tasks below baseline that a caption names
+MAX_BELOW = 6  # tasks below baseline that a caption names
 
 
 def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     """Plot the number of tasks above baseline and of mastered tasks against size, by family.
 
-    The first panel shows all tasks, if there are several families. The line of tasks above baseline
-    is solid, that of mastered tasks dashed, and the dotted line is the number of tasks. Points are
-    means over the runs of a size, which differ in their seed, and bars are ranges over these runs.
-    The caption names the tasks in which the largest run is below baseline.
+    The first panel shows all tasks, if there are several families. The line of mastered tasks is
+    solid, that of tasks above baseline dashed, and the dotted line is the number of tasks. Points
+    are means over the runs of a size, which differ in their seed, and bars are ranges over these
+    runs. The caption names tasks in which the largest run is below baseline.
     """
     selection = run_selection.largest_token_budget(rows, x)
     counted = task_significance.count_tasks(_finished(selection.rows, x))
@@ -42,7 +40,7 @@ def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         _draw_counts(axes, counted, x, suffix, group, theme)
     caption = [
         f"n = {elements.count_label(counted)}. Horizontal: {style.axis_label(x)}. Vertical: tasks.",
-        "Solid: above baseline. Dashed: mastered. Dotted: number of tasks. Bars: range over seeds.",
+        "Solid: mastered. Dashed: above baseline. Dotted: number of tasks. Bars: range over seeds.",
         elements.baseline_note(),
         *([f"Groups without a task above baseline: {', '.join(without)}."] if without else []),
         *_below_notes(counted),
@@ -56,13 +54,13 @@ def _draw_counts(
 ) -> None:
     """Draw the panel of a family. suffix: of its columns, see task_significance.count_tasks."""
     for name, line, color in (
-        ("above_baseline", "-", theme["ink"]),
-        ("mastered", "--", theme["accent"]),
+        ("above_baseline", "--", theme["ink"]),
+        ("mastered", "-", theme["accent"]),
     ):
         label = f"{name.replace('_', ' ')}"
         _draw_means(axes, counted, x, f"tasks.{name}{suffix}", color, line, group, label)
     elements.set_scales(axes, x, "tasks")
-    _thin_ticks(axes)
+    elements.thin_ticks(axes)
     tasks = [
         task
         for task in task_results.task_names(counted)
@@ -72,15 +70,6 @@ def _draw_counts(
     axes.set_ylim(-0.06 * max(len(tasks), 1), 1.1 * max(len(tasks), 1))
     axes.locator_params(axis="y", integer=True, nbins=5)
     style.panel_title(axes, style.truncate_label(group, 32), theme)
-
-
-def _thin_ticks(axes: Axes) -> None:
-    """Label powers of ten alone if there are several. Other labels of a small panel overlap."""
-    low, high = axes.get_xlim()
-    if high < MIN_RANGE * low:
-        return
-    axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def families_with_margin(rows: Sequence[Mapping]) -> list[str]:
@@ -109,7 +98,7 @@ def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         _draw_means(axes, points, x, "gain", theme["ink"], "-", family, "points")
         axes.axhline(0, linestyle=":", color=theme["muted"], linewidth=1)
         elements.set_scales(axes, x, "gain")
-        _thin_ticks(axes)
+        elements.thin_ticks(axes)
         right = axes.twinx()
         _draw_means(right, points, x, "margin", theme["accent"], "--", family, "nats")
         right.tick_params(colors=theme["accent"], labelsize=7.5, length=2)

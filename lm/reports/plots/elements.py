@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from lm.laws import run_table
@@ -17,6 +18,7 @@ from lm.reports.plots import style
 from lm.runs import records, run_selection, short_names, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
+MIN_LABEL_RANGE = 30  # of sizes, from which on powers of ten alone have labels in a small panel
 MAX_LABELS = 12  # labels beside markers or curves of one figure
 MAX_LINES = 60  # lines of a figure with a line per run
 MAX_TOOLTIPS = 100  # markers of a panel that have tooltips
@@ -267,6 +269,15 @@ def set_scales(axes: Axes, x, y, right=0.07) -> None:
     style.log_x(axes, style.power_of_ten if x == records.FLOPS else style.format_si)
     if y.startswith((records.LOSS, "eval.bits")):
         style.log_y(axes)
+
+
+def thin_ticks(axes: Axes) -> None:
+    """Label powers of ten alone if there are several. Other labels of a small panel overlap."""
+    low, high = axes.get_xlim()
+    if high < MIN_LABEL_RANGE * low:
+        return
+    axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, dx=8) -> None:

@@ -42,7 +42,7 @@ EXPLANATIONS = {
     ),
     "predicted_tasks": (
         "Each line compares the accuracy that was predicted for the largest run with its result.",
-        "A diamond inside its bar is a correct prediction.",
+        "A diamond inside its bar is consistent with the prediction, but a wide bar says little.",
     ),
     "mastered": (
         "The number of tasks that a model can do, against its size.",

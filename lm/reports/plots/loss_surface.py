@@ -237,6 +237,6 @@ def _caption(rows, fit, x, y, subject: str) -> list[str]:
     n_fitted = sum(elements.is_in_fit(row, fit) for row in finished)
     return [
         f"n = {n_fitted} runs in the fit, of {len(finished)} finished.",
-        f"The {subject} the {fit.law} law.",
+        f"The {subject} the {'law of size and tokens' if fit.law == 'chinchilla' else fit.law}.",
         f"Intervals: {fit.resampling}. Bars: one standard error.",
     ]

@@ -23,7 +23,8 @@ def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=style.
     y: a column with a fraction from 0 to 1. The default is the fraction of held-out words that the
     model completes exactly.
     """
-    figure, axes = style.new_figure("Accuracy against parameters", x, y, theme)
+    title = "Completed words" if y == "eval.completion" else "Accuracy"
+    figure, axes = style.new_figure(f"{title} against parameters", x, y, theme)
     selection = run_selection.largest_token_budget(rows, x)
     finished = elements.draw_means(
         axes, selection.rows, x, y, theme, scale=100, label_offset=(6, -11)
@@ -87,6 +88,7 @@ def task_curves(
         baseline = _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, _panel_title(task, baseline), theme)
         elements.set_scales(axes, x, y)
+        elements.thin_ticks(axes)
         axes.set_ylim(-4, 104)
     counts = {
         metrics["n"]["value"]
@@ -145,7 +147,9 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         _draw_emergence(axes, finished, task, x, color, theme)
         for row in finished[-1:]:
             task_result = task_results.task_results(row)[task]
-            text = f"{short_names.shorten_task(task)} (k = {task_result['tokens']['value']:.3g})"
+            text = (
+                f"{short_names.shorten_task(task)} (mean k = {task_result['tokens']['value']:.3g})"
+            )
             markers[text] = Line2D([], [], marker="o", linestyle="", color=color)
     elements.set_scales(axes, x, "tasks")
     axes.set_ylim(-3, 103)
@@ -154,8 +158,8 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     figure.legend([*markers.values()], [*markers], loc="outside right center", **look)
     caption = [
         f"n = {elements.count_label(finished)}. Dotted: probability p of a token (geometric mean).",
-        "Dashed: p to the power k, the number of tokens of an answer. Markers: exact match with one"
-        " standard error.",
+        "Dashed: p to the power k, the mean number of tokens of an answer.",
+        "Markers: exact match with one standard error.",
     ]
     return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
 

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from lm.reports import device_cost, html, summary
 from lm.reports.plots import elements, goodput, style
+from lm.reports.sections import setup_section
 from lm.runs import records
 
 ENDED = ("done", "diverged")  # status of runs that no command continues
@@ -38,8 +39,9 @@ def describe_cost(sweep: summary.SweepSummary, rates: device_cost.DeviceRates) -
     hours = sum(map(device_cost.used_device_hours, sweep.rows))
     lines = [
         f"Spent: {style.power_of_ten(flops)} training FLOPs,"
-        f" {summary.format_duration(seconds)} of training,"
-        f" {hours:,.2f} device-hours (hours times devices) with compilation and evaluation."
+        f" {summary.format_duration(seconds)} of training (the sum over the runs, not elapsed"
+        f" time), {hours:,.2f} device-hours (hours times devices) with compilation and evaluation."
+        f" {setup_section.describe_hardware(sweep.rows)}"
     ]
     lines += [f"{name}: {value}." for name, value in rates.describe(hours).items()]
     ratio, n_runs = time_ratio(sweep)
@@ -81,7 +83,11 @@ def _costs(sweep: summary.SweepSummary) -> Markup:
     for column in summary.COST_COLUMNS:
         formats |= {f"{column.title}, planned": column.format}
         formats |= {f"{column.title}, actual": column.format}
-    return html.html_table([_cost(plan, row) for plan, row in pairs], formats)
+    table = html.html_table([_cost(plan, row) for plan, row in pairs], formats)
+    if len(sweep.without_trunks) == len(sweep.rows):
+        return table
+    note = "The FLOPs and the time of a cooldown branch do not contain those of its trunk."
+    return html.join_html([table, html.paragraph(note, "muted")])
 
 
 def _cost(plan: dict, row: dict) -> dict[str, Any]:

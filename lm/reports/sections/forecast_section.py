@@ -16,7 +16,7 @@ NOTE = (
     " select the model of the learning curve. The baseline is a power law of the summed learning"
     " rate minus the gain of a lower rate. The models multi_power and annealing add a memory of"
     " earlier rates to it, and in collapse all runs share one normalized curve. Losses are in nats"
-    " per token, intervals are 95%."
+    " per token, intervals are 95%, and errors are relative to the result."
 )
 
 

@@ -1,23 +1,28 @@
 """Section of the report about the law: formula, plain words, certainty, warnings, other laws."""
 
-import math
-
 from markupsafe import Markup
 
 from lm.laws import fit, prediction_intervals
+from lm.laws.goodness_of_fit import form_tests
 from lm.reports import html, summary
 from lm.reports.plots import elements, style
+from lm.reports.sections import certainty_section
 from lm.runs import records, run_selection
 
 NO_INTERVAL = (float("nan"), float("nan"))
-EXTRAPOLATIONS = (2, 10)  # factors beyond the largest input of the law, for stated predictions
+MIN_LIMIT_SHARE = 0.05  # of the upper bound of E, below which the lower bound is practically 0
 MEANINGS = {
     "E": "loss that no size or amount of text goes below, nats per token",
     "A": "scale of the part of the loss that falls with size",
     "B": "scale of the part of the loss that falls with tokens",
     "alpha": "exponent: how fast the loss falls with size or compute",
     "beta": "exponent: how fast the loss falls with tokens",
+    "a": "exponent of the best size against compute",
+    "b": "exponent of the best number of tokens against compute",
+    "exponent": "exponent of the best size or number of tokens against compute",
+    "k": "factor of the power of compute",
 }
+HIDDEN = ("log10_k",)  # parameters that repeat another one
 
 
 def law_section(sweep: summary.SweepSummary, figure: Markup, other_figures: Markup) -> Markup:
@@ -42,11 +47,11 @@ def law_section(sweep: summary.SweepSummary, figure: Markup, other_figures: Mark
             html.paragraph(describe_law(law_fit)),
             figure,
             html.subheading("How sure is the law?"),
-            html.text_list(describe_certainty(law_fit)),
+            html.text_list(certainty_section.describe_certainty(sweep)),
             html.paragraph(f"{count}:" if warnings else "The fit has no warnings."),
-            *(html.paragraph(f"{warning.removesuffix('.')}.", "note") for warning in warnings),
+            html.warning_list(warnings),
             _parameters(law_fit),
-            html.collapsed_section("Details of the fit", html.code_block(law_fit)),
+            html.collapsed_section("Details of the fit", html.formula_block(law_fit)),
             _other_laws(sweep),
             other_figures,
         ]
@@ -65,48 +70,16 @@ def describe_law(law_fit: fit.Fit) -> str:
     between = ""
     if records.is_finite(low):
         between = f" (95% interval {1 - 2**-low:.1%} to {1 - 2**-high:.1%})"
-    limit = f"{law_fit.params['E']:.3g}{_bounds_text(law_fit, 'E')}"
-    return (
+    gain_text = (
         f"{text} Doubling {law_fit.inputs[0]} removes {gain:.1%}{between} of the part of the loss"
-        f" above the limit {limit}, which the law does not go below."
+        " above the limit E, which the law does not go below."
     )
-
-
-def describe_certainty(law_fit: fit.Fit) -> list[str]:
-    """Return the intervals of predictions beyond the runs and the back-test in plain words."""
-    sentences = [f"The law was fitted to {law_fit.n} runs."]
-    for factor in EXTRAPOLATIONS:
-        point = [factor ** (1 / len(law_fit.inputs)) * float(x.max()) for x in law_fit.x]
-        try:
-            estimate = law_fit.predict(*point)
-        except ValueError:
-            continue  # the law does not cover a point off the line of its runs
-        inputs = ", ".join(
-            f"{k} = {_format_input(k, v)}" for k, v in zip(law_fit.inputs, point, strict=True)
+    low, high = law_fit.intervals.get("E", NO_INTERVAL)
+    if records.is_finite(high) and low < MIN_LIMIT_SHARE * high:
+        return (
+            f"{gain_text} These runs do not determine E: it is at most {high:.3g} (95% interval)."
         )
-        text = style.format_prediction(estimate.value, estimate.lo, estimate.hi)
-        width = ""
-        if math.isfinite(estimate.lo):
-            width = f" (± {50 * (estimate.hi - estimate.lo) / estimate.value:.1f}%)"
-        scale = f"{factor} times the largest fitted run"
-        sentences.append(f"At {inputs} ({scale}), it predicts a loss of {text}{width}.")
-    score = law_fit.score
-    if score is not None and score.predictions:
-        n_rows = len(score.predictions)
-        inside = f" {score.coverage:.0%} of the results were inside their 95% interval."
-        inside = inside if math.isfinite(score.coverage) else ""
-        sentences.append(
-            f"Back-test: laws of the smaller runs alone predicted {n_rows} larger runs with a mean"
-            f" error of {score.mean:.1%} and a largest error of {score.worst:.1%}.{inside}"
-        )
-    elif score is not None and score.reason:
-        sentences.append(f"Back-test: {score.reason}.")
-    return sentences
-
-
-def _format_input(letter: str, value: float) -> str:
-    """Format an input of a law: FLOPs as a power of ten, counts with a suffix."""
-    return style.power_of_ten(value) if letter == "C" else style.format_si(value)
+    return f"{gain_text} E is {law_fit.params['E']:.3g}{_bounds_text(law_fit, 'E')}."
 
 
 def _differs_from_prediction(sweep: summary.SweepSummary) -> bool:
@@ -154,6 +127,7 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
         texts = [
             f"{key} {style.format_parameter(value)}{_bounds_text(law_fit, key)}"
             for key, value in values.items()
+            if key not in HIDDEN
         ]
         formula = elements.format_formula(law_fit)
         lines.append({"law": name, "formula": formula, "runs": law_fit.n, "95% intervals": texts})
@@ -168,7 +142,8 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
     if lines:
         lines = [line | {"95% intervals": "; ".join(line["95% intervals"])} for line in lines]
         parts = [html.subheading("Other laws of these runs"), html.html_table(lines)]
-        parts += [html.paragraph(warning, "note") for warning in warnings]
+        warnings.sort(key=lambda warning: form_tests.MISFIT not in warning)
+        parts += [_meanings(lines), html.warning_list(warnings)]
     if refused:
         parts.append(
             html.collapsed_section(
@@ -176,6 +151,13 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
             )
         )
     return html.join_html(parts)
+
+
+def _meanings(lines: list[dict]) -> Markup:
+    """Return the meaning of the parameters in the rows of the table of other laws."""
+    names = {text.partition(" ")[0] for line in lines for text in line["95% intervals"].split("; ")}
+    texts = [f"{name} ({MEANINGS[name]})" for name in MEANINGS if name in names]
+    return html.paragraph(f"Parameters: {', '.join(texts)}.", "muted") if texts else Markup()
 
 
 def _bounds_text(law_fit: fit.Fit, key: str) -> str:

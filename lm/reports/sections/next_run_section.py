@@ -15,8 +15,10 @@ from lm.config import model_sizes
 from lm.laws import fit
 from lm.laws.design import experiment_design, run_cost
 from lm.laws.forms import compute_optimal
+from lm.laws.goodness_of_fit import form_tests
 from lm.reports import html, summary
-from lm.reports.plots import style
+from lm.reports.plots import elements, style
+from lm.reports.sections import certainty_section
 from lm.runs import records, run_selection
 
 BUDGET_FACTORS = (1, 3, 10)  # budgets of the section, relative to the most expensive fitted run
@@ -42,7 +44,7 @@ class NextRuns:
     def describe_target(self) -> str:
         """Return the target as text, such as N = 5M."""
         inputs = ", ".join(f"{k} = {style.format_si(v)}" for k, v in self.target.items())
-        largest = "ten times the largest fitted run"
+        largest = certainty_section.describe_scale(TARGET_FACTOR, self.law_fit.inputs)
         kind = "the target of the sweep" if self.is_sweep_target else largest
         return f"{inputs} ({kind})"
 
@@ -87,8 +89,7 @@ def _target_inputs(sweep: summary.SweepSummary, law_fit: fit.Fit) -> tuple[dict[
 def next_runs(sweep: summary.SweepSummary) -> Markup:
     """Return the section: the size for ten times the compute, and the best runs to add."""
     question = html.subheading(f"Which size for {COMPUTE_FACTOR:g} times the compute?")
-    text = f"With {COMPUTE_FACTOR:g} times the compute: {describe_size(sweep)}"
-    answer = html.join_html([question, html.paragraph(text)])
+    answer = html.join_html([question, html.paragraph(describe_size(sweep))])
     try:
         plan = plan_next_runs(sweep)
     except ValueError as error:
@@ -136,11 +137,17 @@ def describe_size(sweep: summary.SweepSummary) -> str:
     follows from the runs of the law of size, whose tokens are equal or in proportion to the size.
     """
     keys = (records.FLOPS, records.N_PARAMS, records.TOKENS)
-    costs = [tuple(row[key] for key in keys) for row in sweep.finished if _has_numbers(row, keys)]
-    budget = COMPUTE_FACTOR * max(costs, default=(0.0,))[0]
-    if not budget:
-        return "unknown, because no run with a loss is finished."
-    prefix = f"{style.power_of_ten(budget)} FLOPs, "
+    rows = [row for row in sweep.finished if _has_numbers(row, keys)]
+    if not rows:
+        return "Size unknown, because no run with a loss is finished."
+    costs = [tuple(row[key] for key in keys) for row in rows]
+    most_expensive = max(rows, key=lambda row: row[records.FLOPS])
+    budget = COMPUTE_FACTOR * most_expensive[records.FLOPS]
+    prefix = (
+        f"{COMPUTE_FACTOR:g} times the compute of {elements.short_run_name(most_expensive)}"
+        f" ({style.power_of_ten(most_expensive[records.FLOPS])} FLOPs, the most expensive run) is"
+        f" {style.power_of_ten(budget)} FLOPs:"
+    )
     for name in ("size and tokens", "isoFLOP"):
         law_fit = sweep.laws[name][0]
         if law_fit is None or (name == "isoFLOP" and not law_fit.output.startswith("N")):
@@ -151,10 +158,24 @@ def describe_size(sweep: summary.SweepSummary) -> str:
             continue  # the runs do not determine the division of a budget
         low, high = map(style.format_si, best.n_interval)
         text = f"train {style.format_si(best.n)} parameters without embeddings (95% interval {low}"
-        text += f" to {high}) on {style.format_si(best.d)} tokens"
-        loss = f"; the law predicts a loss of {best.loss:.4g}" if np.isfinite(best.loss) else ""
-        return f"{prefix}{text}{loss}. This is the division of the {name} law."
-    return prefix + _size_without_division(sweep, budget)
+        text += f" to {high}) on {style.format_si(best.d)} tokens."
+        return f"{prefix} {text} {_describe_division(name, law_fit, best)}"
+    return f"{prefix} {_size_without_division(sweep, budget)}"
+
+
+def _describe_division(name: str, law_fit: fit.Fit, best: compute_optimal.Allocation) -> str:
+    """Return the loss of a divided budget, its interval, and a caution if the form is rejected."""
+    loss = f"The {name} law gives this division and no loss."
+    if np.isfinite(best.loss):
+        estimate = law_fit.predict(best.n, best.d)
+        text = style.format_prediction(best.loss, estimate.lo, estimate.hi)
+        loss = f"The law of {name} gives this division and predicts a loss of {text}."
+    if any(form_tests.MISFIT in warning for warning in law_fit.warnings):
+        loss += (
+            " Caution: tests of its residuals reject the form of this law, so the size and the"
+            " loss may be wrong by more than their intervals."
+        )
+    return loss
 
 
 def _divide_budget(
@@ -212,8 +233,8 @@ def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
     estimate = law_fit.predict(size)
     prediction = style.format_prediction(estimate.value, estimate.lo, estimate.hi)
     unknown = (
-        "These runs do not determine the best division between size and tokens, which needs sizes"
-        f" at {run_selection.MIN_BUDGETS} or more token budgets."
+        "These runs do not determine the best division of compute between size and tokens, which"
+        f" needs sizes at {run_selection.MIN_BUDGETS} or more token budgets."
     )
     if is_in_proportion:
         return (
@@ -222,13 +243,24 @@ def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
             f" the law predicts a loss of {prediction}. {unknown}"
         )
     ruled_size = _size_by_rule(law_fit, budget)
+    ruled_tokens = TOKENS_PER_PARAMETER * ruled_size
+    comparison = ""
+    if ruled_size < largest[records.N_PARAMS]:
+        largest_ratio = largest[records.TOKENS] / largest[records.N_PARAMS]
+        comparison = (
+            f" This model is smaller than {elements.short_run_name(largest)}, the largest run,"
+            f" which was trained on only {largest_ratio:.2g} tokens per parameter: the additional"
+            " compute pays for text."
+        )
     return (
         f"train about {style.format_si(ruled_size)} parameters without embeddings on"
-        f" {style.format_si(TOKENS_PER_PARAMETER * ruled_size)} tokens. This is the published rule"
-        f" of {TOKENS_PER_PARAMETER} tokens per parameter (Hoffmann et al. 2022), for which the law"
-        f" of size predicts no loss. {unknown} On only {style.format_si(tokens)} tokens, like the"
-        f" largest run, the same FLOPs train about {style.format_si(size)} parameters, with a"
-        f" predicted loss of {prediction}."
+        f" {style.format_si(ruled_tokens)} tokens. This is the published rule of"
+        f" {TOKENS_PER_PARAMETER} tokens per parameter (Hoffmann et al. 2022). {unknown}"
+        f"{comparison} The law of size was fitted at {style.format_si(tokens)} tokens, so it"
+        f" predicts no loss for this run. The alternative is to train on {style.format_si(tokens)}"
+        f" tokens again: the same FLOPs then train about {style.format_si(size)} parameters, with a"
+        f" predicted loss of {prediction}. It is not recommended, because"
+        f" {tokens / size:.2g} tokens per parameter are far from the published rule."
     )
 
 

@@ -66,11 +66,19 @@ def _audit(sweep: summary.SweepSummary) -> Markup:
         f"{n_links[status]} {status if n_links[status] == 1 else plurals.get(status, status)}"
         for status in prediction_chain.STATUSES
     )
+    original = ""
+    if sweep.facts.get(prediction_chain.ARCHIVED):
+        original = (
+            " An archive shortens paths in prediction.json, so the original has another hash, which"
+            " the event of the predicted run records."
+        )
     text = (
-        "Audit of the chain from the fitted runs over the prediction to the result, in links:"
-        f" {counts}. SHA-256 of the prediction:"
-        f" {prediction_audit.prediction_sha256(sweep.path)}. This command lists the links:"
-        f" experiments.report --verify={sweep.path}."
+        "Audit of the records from the fitted runs over the prediction to the result, in links. A"
+        f" link compares two records, such as a file and its hash. Links: {counts}. A link is not"
+        " verifiable if a record is missing, if an archive has rounded or shortened it, or if the"
+        " code has changed. SHA-256 of prediction.json in this folder:"
+        f" {prediction_audit.prediction_sha256(sweep.path)}."
+        f"{original} This command lists the links: experiments.report --verify={sweep.path}."
     )
     contradictions = [link.text for link in links if link.status == prediction_chain.CONTRADICTION]
     notes = [html.paragraph(f"Contradiction: {text}.", "note") for text in contradictions]

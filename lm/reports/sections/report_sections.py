@@ -6,6 +6,7 @@
 Each question of a reader has one section: see FIGURES and all_sections.
 """
 
+import dataclasses
 import shlex
 from collections.abc import Container, Mapping, Sequence
 
@@ -21,12 +22,12 @@ from lm.reports.sections import (
     law_section,
     next_run_section,
     prediction_section,
+    reproduction_section,
     setup_section,
     text_section,
 )
 from lm.reports.sections.abilities import ability_section, transfer_section
 from lm.runs import records
-from lm.runs.integrity import sweep_files
 
 MAIN_FIGURES = ("loss", "compute", "curves")  # the first available one is the main figure
 FIGURES = {
@@ -123,6 +124,11 @@ def _runs(sweep: summary.SweepSummary) -> Markup:
         texts = {c.title: {c.text(row) for row in sweep.rows} for c in columns[1:]}
         shared = [c for c in columns[1:] if len(texts[c.title]) == 1]
     columns = [column for column in columns if column not in shared]
+    if len(sweep.without_trunks) < len(sweep.rows):
+        columns = [
+            dataclasses.replace(c, title="FLOPs with trunk") if c.title == "FLOPs" else c
+            for c in columns
+        ]
     parts = [_run_table(sweep.rows, columns)]
     if by_source:
         table = _run_table(sweep.rows, [summary.RUN_COLUMNS[0], *by_source])
@@ -205,7 +211,8 @@ def _settings(sweep: summary.SweepSummary) -> list[Markup]:
     values = {field: [str(row.get(field)) for row in sweep.rows] for field in fields}
     varied = [field for field in fields if len(set(values[field])) > 1]
     by_run = [
-        {"run": elements.short_run_name(row)} | {field: str(row[field]) for field in varied}
+        {"run": elements.short_run_name(row)}
+        | {field: _setting_text(row[field]) for field in varied}
         for row in sweep.rows
         if varied
     ]
@@ -227,42 +234,19 @@ def _reproduction(sweep: summary.SweepSummary) -> Markup:
         if values and is_shown:
             note = " (differs between runs)" if len(values) > 1 else ""
             facts.append({"fact": key, "value": ", ".join(values) + note})
-    commits = {row["code.commit"] for row in sweep.rows if row.get("code.commit")}
-    checkout = ""
-    if len({commit.rstrip("+") for commit in commits}) == 1:
-        checkout = f"git checkout {min(commits).rstrip('+')}\n"
-    commit_note = (
-        "The commit does not contain files that git does not track, such as a new sweep file."
-    )
-    if any(commit.endswith("+") for commit in commits):
-        commit_note = f"Tracked files had uncommitted changes. {commit_note}"
     report = f"uv run python -m experiments.report {shlex.quote(f'--dir={sweep.path}')}"
-    seconds = sum(row["seconds"] for row in sweep.rows if records.is_finite(row.get("seconds")))
-    duration = f", which took {summary.format_duration(seconds)}" if seconds else ""
-    command = sweep.facts.get("command")
-    if command:
-        folder = shlex.join(sweep_files.folder_arguments(sweep.path, sweep.facts))
-        command = f"{command} {folder}".rstrip()
-    purpose = f"These commands train all runs{duration}, and write this page again."
-    if not command:
-        purpose = "The records name no sweep file. This command writes the page again."
-    commands = f"{checkout}{command}\n{report}" if command else f"{checkout}{report}"
-    notes = [commit_note if checkout else "", _started(sweep)]
     return html.join_html(
         [
-            html.paragraph(purpose),
-            html.code_block(commands),
-            *(html.paragraph(note, "muted") for note in notes if note),
+            reproduction_section.training_commands(sweep, report),
             html.collapsed_section("Versions, devices and text", html.html_table(facts)),
             html.collapsed_section("Terms of this report", html.glossary()),
         ]
     )
 
 
-def _started(sweep: summary.SweepSummary) -> str:
-    """Return the start time of a sweep as a sentence, "" if it is unknown."""
-    created = sweep.facts.get("created")
-    return f"The sweep started at {summary.format_time(created)}." if created else ""
+def _setting_text(value) -> str:
+    """Return a config field as text, numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _fact_text(value) -> str:

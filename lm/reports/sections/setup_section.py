@@ -1,5 +1,6 @@
 """First section of the report: models, text, recipe and hardware of a sweep, in three lines."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ MAX_SOURCES = 8  # sources that the line of the text names
 def training_setup(sweep: summary.SweepSummary) -> Markup:
     """Return three lines: the models, the text, and the recipe with its hardware."""
     if not sweep.rows:
-        n_missing = len(sweep.missing)
-        return html.paragraph(f"No run has started. Planned: {n_missing} runs.", "muted")
+        planned = elements.count_label(sweep.missing)
+        return html.paragraph(f"No run has started. Planned: {planned}.", "muted")
     lines = {
         "Models": describe_models(sweep),
         "Text": describe_text(sweep.rows),
@@ -88,7 +89,8 @@ def _planned_tokens(row: dict) -> float:
 
 def describe_recipe(rows: Sequence[dict]) -> str:
     """Return a sentence about optimizer, schedule, learning rate and batch."""
-    text = f"{_join(rows, 'optim.name')}, {_join(rows, 'optim.schedule')} schedule"
+    schedules = _join(rows, "optim.schedule").replace("wsd", "warmup-stable-decay (wsd)")
+    text = f"{_join(rows, 'optim.name')}, {schedules} schedule"
     rates = _values(rows, "optim.lr")
     if rates:
         text += f", learning rate {_range(rates, '{:.3g}'.format)}"
@@ -104,7 +106,15 @@ def describe_hardware(rows: Sequence[dict]) -> str:
     texts = [f"{n} {kind}" for n, kind in devices if n and kind]
     if not texts:
         return "The records do not name the devices."
-    return f"Devices per run: {' or '.join(texts)}."
+    processors = {_processor(row) for row in rows} - {""}
+    names = f" ({', '.join(sorted(processors))})" if processors else ""
+    return f"Devices per run: {' or '.join(texts)}{names}."
+
+
+def _processor(row: dict) -> str:
+    """Return the name of the CPU of a run without its numbers and instruction sets."""
+    words = str(row.get("devices.cpu_model") or "").split()
+    return " ".join(itertools.takewhile(lambda word: not word.isdigit(), words))
 
 
 def _values(rows: Sequence[dict], key: str) -> list[Any]:

@@ -28,10 +28,10 @@ class SourceResult(NamedTuple):
 
     @property
     def error(self) -> float | None:
-        """Relative error of the predicted loss, None without a result."""
+        """Deviation of the result, relative to the predicted loss, None without a result."""
         if self.measured is None or "value" not in self.prediction:
             return None
-        return self.prediction["value"] / self.measured - 1
+        return self.measured / self.prediction["value"] - 1
 
     @property
     def is_inside(self) -> bool:
@@ -86,17 +86,18 @@ def describe_errors(sweep: summary.SweepSummary) -> list[str]:
     The list is empty before the target is done.
     """
     lines = []
-    for kind, is_task in (("source", False), ("task", True)):
+    kinds = (("source", "sources", False), ("task", "tasks and groups of tasks", True))
+    for kind, plural, is_task in kinds:
         results = [r for r in load_results(sweep) if r.is_task == is_task]
         errors = {r.name: abs(r.error) for r in results if r.error is not None}
         if not errors:
             continue
         n_inside = sum(r.is_inside for r in results)
-        count = f"1 {kind}" if len(errors) == 1 else f"{len(errors)} {kind}s"
+        count = f"1 {kind}" if len(errors) == 1 else f"{len(errors)} {plural}"
         largest = max(errors, key=lambda name: errors[name])
         lines.append(
-            f"Predicted losses of {count}: mean error {np.mean(list(errors.values())):.2%}, largest"
-            f" {errors[largest]:.2%} ({largest}), {n_inside} of {len(errors)} inside their"
+            f"Predicted losses of {count}: mean deviation {np.mean(list(errors.values())):.2%},"
+            f" largest {errors[largest]:.2%} ({largest}), {n_inside} of {len(errors)} inside their"
             " interval."
         )
     return lines

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from lm.reports import device_cost, html, summary
 from lm.reports.plots import elements, style
 from lm.reports.sections import (
+    certainty_section,
     cost_section,
-    law_section,
     next_run_section,
     setup_section,
 )
@@ -108,7 +108,7 @@ def _answers(sweep: summary.SweepSummary, rates: device_cost.DeviceRates) -> dic
     certainty = "unknown"
     if sweep.fit is not None:
         law = elements.format_formula(sweep.fit)
-        certainty = " ".join(law_section.describe_certainty(sweep.fit))
+        certainty = " ".join(certainty_section.describe_certainty(sweep))
     rows = sweep.rows
     has_tasks = bool(task_results.task_names(rows))
     return {

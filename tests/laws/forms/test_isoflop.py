@@ -70,7 +70,8 @@ def test_parabola_that_opens_down_is_excluded():
 def test_too_few_budgets_raise_with_the_reasons():
     rows = [r for r in sweep() if r["flops"] == 1e18 or r["params"] > 2e10]
     with pytest.raises(
-        ValueError, match="only 1 budgets .*too few|only 1 budgets .*outside|only 1 budgets .*below"
+        ValueError,
+        match="these runs have 1 .*too few|these runs have 1 .*outside|these runs have 1 .*below",
     ):
         fit_isoflop(rows)
 
@@ -157,7 +158,7 @@ def test_shared_trunk_runs_have_a_warning():
     shared = [{**row, "start.run": f"trunk-{i % 5}", "start.restore": "full_state"}
               for i, row in enumerate(independent)]  # fmt: skip
     fit = fit_isoflop(shared, bootstrap=0)
-    assert any("25 rows have 5 trunks" in text for text in fit.warnings)
+    assert any("25 rows share 5 trunks" in text for text in fit.warnings)
     assert not any("trunks" in text for text in fit_isoflop(independent, bootstrap=0).warnings)
 
 

@@ -68,7 +68,7 @@ def test_trunk_with_an_error_of_eight_percent_is_named(trunk):
     for row in rows:
         row["loss"] *= 1.08 if row["start.run"] == f"trunk {trunk}" else 1
     assert any(
-        f"the run of {trunk}-10 is an outlier" in text for text in form_warnings(fit_grid(rows))
+        f"the trunk of {trunk}-10 is an outlier" in text for text in form_warnings(fit_grid(rows))
     )
 
 
@@ -76,7 +76,9 @@ def test_branch_with_an_error_is_named_despite_noisy_trunks():
     rows = branches(8, (10, 28, 80), 0, trunk_noise=0.01)
     rows[10]["loss"] *= 1.02
     (text,) = form_warnings(fit_grid(rows))
-    assert text.startswith(f"{rows[10]['name']} is an outlier among the other rows of its run")
+    assert text.startswith(
+        f"{rows[10]['name']} is an outlier among the other branches of its trunk"
+    )
 
 
 def test_curvature_between_runs_is_reported():

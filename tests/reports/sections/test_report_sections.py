@@ -1,18 +1,23 @@
 """Sections of the report: one answer per question, in the order of the page."""
 
+import copy
+import dataclasses
 import math
 import re
 
 import pytest
 from fixtures import made_up_sweep
 
+from lm.laws import backtesting
 from lm.reports import device_cost, summary
 from lm.reports.plots import style
 from lm.reports.sections import (
+    certainty_section,
     cost_section,
     law_section,
     next_run_section,
     report_sections,
+    reproduction_section,
     setup_section,
 )
 from lm.reports.sections.abilities import ability_section
@@ -39,9 +44,9 @@ def test_each_question_is_answered_in_one_section(toy):
     sections = {name: visible(html) for name, html in report_sections.all_sections(toy, {}).items()}
     assert list(sections) == HEADINGS
     for heading, phrase in (
-        ("The law", "How sure is the law? The law was fitted to"),
-        ("The next run", "With 10 times the compute:"),
-        ("Abilities", "Improve with size:"),
+        ("The law", "How sure is the law? Trust it up to"),
+        ("The next run", "10 times the compute of 1.6M ("),
+        ("Abilities", "Improve with size and are above baseline:"),
         ("Time and cost", "Spent:"),
         ("How to reproduce it", "python -m experiments.sweep"),
     ):
@@ -66,11 +71,48 @@ def test_setup_has_three_lines_of_models_text_and_recipe(toy):
 
 
 def test_certainty_states_intervals_and_backtest(toy):
-    text = " ".join(law_section.describe_certainty(toy.fit))
+    text = " ".join(certainty_section.describe_certainty(toy))
     interval = r"predicts a loss of \d\.\d+ \[\d\.\d+, \d\.\d+\] \(± \d+\.\d%\)"
-    assert re.search(rf"10 times the largest fitted run\), it {interval}", text)
-    assert re.search(r"predicted \d+ larger runs with a mean error of \d\.\d%", text)
+    assert re.search(rf"10 times the parameters of the largest fitted run\), it {interval}", text)
+    assert re.search(r"predicted 1 larger run, with an error of \d\.\d% of the measured loss", text)
+    sweep = summary.load_summary("notebooks/data/real_ladder")
+    text = " ".join(certainty_section.describe_certainty(sweep))
+    assert "made 10 predictions of larger runs, with a mean error of 2.4%" in text
+    assert "8 of 10 results were inside the 95% interval" in text
     assert "Doubling N removes 1" in law_section.describe_law(toy.fit)
+
+
+def test_trust_follows_from_the_predicted_run(toy):
+    prediction, value = toy.prediction, toy.prediction["value"]
+    assert certainty_section.describe_trust(toy).startswith("Trust it up to 1.61M parameters: the")
+    changes = {"lo": 0.9 * value, "hi": 0.95 * value, "value": 0.92 * value}
+    missed = dataclasses.replace(toy, prediction=prediction | changes)
+    text = certainty_section.describe_trust(missed)
+    assert text.startswith("Do not trust its intervals beyond the fitted runs: the result of 1.6M")
+    unpredicted = dataclasses.replace(toy, prediction=None)
+    assert certainty_section.describe_trust(unpredicted).startswith("Trust it up to ")
+    untested = dataclasses.replace(unpredicted, fit=copy.copy(toy.fit))
+    untested.fit.score = backtesting.BacktestScore(reason="none")
+    assert certainty_section.describe_trust(untested).startswith("Nothing tests this law")
+
+
+def test_undetermined_limit_is_an_upper_bound():
+    law_fit = summary.load_summary("notebooks/data/ability_ladder").fit
+    text = law_section.describe_law(law_fit)
+    assert text.endswith("These runs do not determine E: it is at most 2.81 (95% interval).")
+
+
+def test_reproduction_names_commits_file_text_and_start(toy):
+    rows = [row | {"code.commit": "abc+" if i else "def"} for i, row in enumerate(toy.rows)]
+    facts = toy.facts | {"sweep": "mine.py:x,1M", "command": "run mine.py:x,1M"}
+    sweep = dataclasses.replace(toy, rows=rows, facts=facts)
+    text = visible(reproduction_section.training_commands(sweep, "report"))
+    for phrase in (
+        *("git checkout abc run", "several commits: abc (5 runs), def (1 run)"),
+        *("not committed: abc (5 runs)", "x,1M are the arguments", "It has no folder"),
+        *("Its sources: ", "The sweep command was last called at"),
+    ):
+        assert phrase in text, phrase
 
 
 def test_size_for_ten_times_the_compute_keeps_the_ratio(toy):
@@ -96,7 +138,7 @@ def test_isoflop_law_divides_the_budget(tmp_path):
     text = next_run_section.describe_size(sweep)
     size, unit = re.search(r"train ([\d.]+)([KM]) parameters", text).groups()
     best = float(size) * {"K": 1e3, "M": 1e6}[unit]
-    assert best == pytest.approx(0.1 * 8e12**0.5, rel=0.1) and "division of the" in text
+    assert best == pytest.approx(0.1 * 8e12**0.5, rel=0.1) and "gives this division" in text
 
 
 def test_unfinished_sweep_states_what_is_missing(tmp_path):
@@ -125,7 +167,7 @@ def test_cost_compares_actual_and_planned_time(toy):
 def test_tasks_with_and_without_trend_are_named(toy):
     lines = ability_section.describe_abilities(toy)
     assert lines[0].startswith("The largest finished model, 1.6M, masters ")
-    assert any(line.startswith("Improve with size: ") for line in lines)
+    assert any(line.startswith("Improve with size and are above baseline: ") for line in lines)
     assert any(line.startswith("No trend: ") for line in lines)
     excluded = visible(report_sections.all_sections(toy, {})["Runs and settings"])
     assert "every run is done and in the law, except 1.6M, which the law predicts." in excluded

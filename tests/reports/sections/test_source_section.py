@@ -36,7 +36,7 @@ def test_report_compares_each_source_with_its_result(folder):
     text = str(source_section.source_losses(sweep))
     assert text.count("<tr>") == 5 and "Bits per byte of the tasks" in text
     lines = source_section.describe_errors(sweep)
-    assert len(lines) == 2 and "Predicted losses of 2 sources: mean error 0." in lines[0]
+    assert len(lines) == 2 and "Predicted losses of 2 sources: mean deviation 0." in lines[0]
     assert "2 of 2 inside their interval" in lines[0] and "1 task" in lines[1]
 
 

@@ -25,7 +25,13 @@ NOTE = (
     " predict the score. The probability of a task is that of being above baseline, after the"
     " correction for the number of tasks. The Brier score is the mean squared error of the"
     " probabilities: 0 is perfect, and 0.25 is a coin. The back-test predicts the largest fitted"
-    " sizes from smaller ones."
+    " sizes from smaller ones. Previous size: each task has the same outcome as at the largest"
+    f" fitted size. Intervals of abilities are {ability_prediction.LEVEL:.0%}, those of losses 95%."
+)
+VERDICT_NOTE = (
+    "These predictions are the losses, the scores of groups and of whole tasks, and the two-step"
+    " probabilities. They do not include bits per byte and the scores of single paradigms, which"
+    " are only in the tables."
 )
 
 
@@ -60,7 +66,9 @@ def _verdicts(results: Mapping) -> list[Markup]:
     return [
         html.collapsed_section(
             f"{title}: {len(results[key])}",
-            html.join_html([html.paragraph(text) for text in results[key]]),
+            html.join_html(
+                [html.paragraph(VERDICT_NOTE, "muted"), *map(html.paragraph, results[key])]
+            ),
         )
         for title, key in (("Wrong predictions", "wrong"), ("Right predictions", "right"))
         if key in results

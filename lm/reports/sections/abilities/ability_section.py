@@ -3,11 +3,11 @@
 from markupsafe import Markup
 
 from lm.reports import html, summary, task_significance, task_trends
-from lm.reports.plots import elements
+from lm.reports.plots import elements, style
 from lm.reports.sections.abilities import task_section
 from lm.runs import records, run_selection, short_names, task_results
 
-MAX_FLAT = 12  # tasks without a trend that the text names
+MAX_FLAT = 24  # tasks without a trend that the text names
 
 
 def ability_section(sweep: summary.SweepSummary, figures: Markup, flat_figures: Markup) -> Markup:
@@ -39,23 +39,69 @@ def describe_abilities(sweep: summary.SweepSummary) -> list[str]:
             f" {row['tasks.mastered']} of {row['tasks.n']} tasks and is above baseline in"
             f" {row['tasks.above_baseline']}."
         )
+    lines += _describe_means(selection.rows)
     if len({row[records.N_PARAMS] for row in selection.rows}) < 2:
         return [*lines, "Which tasks improve with size is unknown: only one size is finished."]
     above = task_significance.tasks_above_baseline(counted[-1]) if counted else set()
-    for direction, text in (("improves", "Improve"), ("worsens", "Get worse")):
-        names = [
-            f"{short_names.shorten_task(t.task)} ({t.smallest:.0%} to {t.largest:.0%}"
-            f"{'' if t.task in above else ', not above baseline'})"
-            for t in sorted(trends, key=lambda trend: -abs(trend.z))
-            if t.direction == direction
-        ]
-        if names or direction == "improves":
-            lines.append(f"{text} with size: {', '.join(names) or 'no task'}.")
+    improving = [t for t in trends if t.direction == "improves"]
+    if not improving:
+        lines.append("Improve with size: no task.")
+    for text, group in (
+        ("Improve with size and are above baseline", [t for t in improving if t.task in above]),
+        ("Improve with size, but are not above baseline", _without(improving, above)),
+        ("Get worse with size", [t for t in trends if t.direction == "worsens"]),
+    ):
+        if group:
+            ranked = sorted(group, key=lambda trend: -abs(trend.z))
+            lines.append(f"{text}: {', '.join(map(_describe_trend, ranked))}.")
     flat = [short_names.shorten_task(t.task) for t in trends if t.direction == "flat"]
-    more = f" and {len(flat) - MAX_FLAT} more" if len(flat) > MAX_FLAT else ""
+    more = ""
+    if len(flat) > MAX_FLAT:
+        more = f" and {len(flat) - MAX_FLAT} more, which the figure of these tasks shows"
     names = f" ({', '.join(flat[:MAX_FLAT])}{more})" if flat else ""
+    noun = "scores" if task_results.paradigm_means(selection.rows) else "tasks"
     lines.append(
-        f"No trend: {len(flat)} of {len(trends)} tasks{names}. A trend is a slope of accuracy over"
+        f"No trend: {len(flat)} of {len(trends)} {noun}{names}. A trend is a slope of accuracy over"
         f" log size of more than {task_trends.MIN_TREND:g} standard errors."
     )
-    return [*lines, *filter(None, [elements.budget_note(selection)])]
+    if note := budget_sentence(sweep):
+        lines.append(f"{note.removesuffix('.')}, in the trends and in the figures against size.")
+    return lines
+
+
+def budget_sentence(sweep: summary.SweepSummary) -> str:
+    """Return the sentence on the token budget of the trends, which captions of figures repeat."""
+    return elements.budget_note(run_selection.largest_token_budget(sweep.finished))
+
+
+def _without(trends: list[task_trends.TaskTrend], tasks: set[str]) -> list[task_trends.TaskTrend]:
+    """Return the trends of other tasks."""
+    return [trend for trend in trends if trend.task not in tasks]
+
+
+def _describe_means(rows: list[dict]) -> list[str]:
+    """Return a sentence about means over minimal pairs and their number, [] without such tasks."""
+    means = task_results.paradigm_means(rows)
+    if not means:
+        return []
+    sets = {mean.partition("#")[0] for mean in means}
+    n_tasks = sum(task.partition("#")[0] in sets for task in task_results.task_names(rows))
+    n_scores = len(task_results.summary_tasks(rows))
+    n_groups = sum("#" in mean for mean in means)
+    total = "the mean of all pairs" if len(sets) == 1 else "the mean of each set of pairs"
+    scores = [f"{n_groups} means of groups", total]
+    if n_scores > len(means):
+        scores.append(f"{n_scores - len(means)} other tasks")
+    return [
+        f"{n_tasks} of the tasks are sets of minimal pairs (paradigms) in {n_groups} groups"
+        f" (phenomena). The trends below are those of {n_scores} scores:"
+        f" {', '.join(scores[:-1])} and {scores[-1]}."
+    ]
+
+
+def _describe_trend(trend: task_trends.TaskTrend) -> str:
+    """Return the scores of the smallest and the largest size, and a best score between them."""
+    text = f"{trend.smallest:.0%} to {trend.largest:.0%}"
+    if trend.is_past_its_best:
+        text += f", after {trend.best:.0%} at {style.format_si(trend.best_size)} parameters"
+    return f"{short_names.shorten_task(trend.task)} ({text})"

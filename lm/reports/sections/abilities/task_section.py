@@ -27,10 +27,10 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     lines = [_task(sweep, verdict) for verdict in task_analysis.task_verdicts(finished, evals)]
     two_digits = "{:.2g}".format
     formats = {
-        "best accuracy": "{:.3g}".format,
-        "baseline score": "{:.2g}".format,
+        "best accuracy": "{:.3f}".format,
+        "baseline score": "{:.3f}".format,
         "predicted for the target": _format_prediction,
-        "measured": "{:.2f}".format,
+        "measured": "{:.3f}".format,
         **dict.fromkeys(("signal", "sampling noise", "checkpoint noise", "seed noise"), two_digits),
         "signal to noise": two_digits,
     }
@@ -47,11 +47,12 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     correlation_formats: dict[str, html.Format]
     correlation_formats = dict.fromkeys((median_title, "lowest"), "{:.2f}".format)
     noise_note = (
-        "Noise of one accuracy. Sampling: choice of examples. Checkpoint: deviation of the last "
-        "evaluations of a run from a line. Seed: difference between seeds. Signal to noise "
-        "combines sampling noise with the larger of checkpoint and seed noise. Verdict: predictable"
-        " if at least three sizes in a row to the largest are above baseline, none of them clearly"
-        " below a smaller size, and the signal is twice the noise; noisy otherwise."
+        "Signal: standard deviation of the accuracy between sizes. Noise: that of one accuracy."
+        " Sampling: choice of examples. Checkpoint: deviation of the last evaluations of a run from"
+        " a line. Seed: difference between seeds. Signal to noise combines sampling noise with the"
+        " larger of checkpoint and seed noise. Verdict: predictable if at least three sizes in a"
+        " row to the largest are above baseline, none of them clearly below a smaller size, and the"
+        " signal is twice the noise; at or below baseline if no size is above it; noisy otherwise."
     )
     order_note = "Rank correlation of each metric with accuracy over the runs (1: same order):"
     correlation_parts = []
@@ -102,7 +103,7 @@ def _format_prediction(prediction: tuple[float, ...]) -> str:
     if not prediction:
         return "none"
     value, lo, hi = prediction
-    return f"{value:.2f} [{lo:.2f}, {hi:.2f}]" if records.is_finite(lo) else f"{value:.2f}"
+    return f"{value:.3f} [{lo:.3f}, {hi:.3f}]" if records.is_finite(lo) else f"{value:.3f}"
 
 
 def _baseline_notes(rows: Sequence[dict]) -> list[str]:
