@@ -75,7 +75,8 @@ _TABLE = _ENVIRONMENT.from_string(
 </tbody></table></div>"""
 )
 _FIGURE = _ENVIRONMENT.from_string(
-    """<figure{% if css %} class="{{ css }}"{% endif %}><div class="drawing">{{ svg }}</div><figcaption>
+    """<figure{% if css %} class="{{ css }}"{% endif %}><div class="drawing">{{ svg }}</div>
+<figcaption>
 {%- if text %}<p>{{ text | sup }}</p>{% endif %}<small>{{ caption | sup }} <span>
 {%- for suffix in suffixes -%}
 {{ " " if not loop.first }}<a href="{{ files }}.{{ suffix }}">{{ suffix | upper }}</a>

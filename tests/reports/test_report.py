@@ -287,7 +287,8 @@ def add_other_run(folder, loss=0.15):
 def test_other_runs_do_not_change_the_report(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
     folder = shutil.copytree(finished[0], tmp_path / "toy")
-    before = visible_text(finished[1].replace(str(finished[0]), str(folder)))
+    page = finished[1].replace(str(finished[0]), str(folder))
+    before = visible_text(page.replace(f"--dir={finished[0].parent}", f"--dir={tmp_path}"))
     add_other_run(folder)
     after = page_text(folder)
     note = f"1 run here is not part of this sweep: {folder / 'tuned'} (done)"
