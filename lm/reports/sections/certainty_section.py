@@ -1,6 +1,7 @@
 """Certainty of the main law in plain words: tests, intervals beyond the runs, and the optimizer."""
 
 import math
+from collections.abc import Sequence
 
 from lm.laws import fit
 from lm.reports import summary
@@ -35,7 +36,7 @@ def describe_certainty(sweep: summary.SweepSummary) -> list[str]:
     return [*sentences, *_describe_backtest(law_fit), *_describe_starts(law_fit)]
 
 
-def describe_scale(factor: float, inputs: str) -> str:
+def describe_scale(factor: float, inputs: Sequence[str]) -> str:
     """Return a product of inputs relative to the largest fitted run as text.
 
     factor: ratio of the products. With several inputs, each is multiplied by the same root of it.
