@@ -22,7 +22,9 @@ from lm.training import loop, step
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # XLA reads the flags when it first compiles, also in the processes that tests start.
-os.environ.setdefault("XLA_FLAGS", fast_compilation.FLAGS)
+# On a busy machine, eight simulated devices wait for each other longer than the default of 40 s.
+WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+os.environ.setdefault("XLA_FLAGS", f"{fast_compilation.FLAGS} {WAIT}")
 jax.config.update("jax_num_cpu_devices", 4)
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
