@@ -39,6 +39,7 @@ def eight_devices() -> tuple[list[dict], str]:
     """Return the rows of eight_devices.py, one per mesh, and the warnings of the compiler."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
+        "NPROC": "32",  # threads of XLA: with one per core, eight devices can wait for each other
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
     }
     completed = subprocess.run(
