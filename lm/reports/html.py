@@ -24,7 +24,8 @@ MAX_WIDTH = 8  # inches; a wider figure gets the full width of the page
 
 Format = Callable[[Any], str]
 
-SCIENTIFIC = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]\d\d\b")  # 8.279e+12
+# 8.279e+12, but not a part of a name, path or flag such as runs/lr-1e-05 or optim.lr=3e-04.
+SCIENTIFIC = re.compile(r"(?<![\w./=-])-?\d+(?:\.\d+)?e[+-]\d\d(?![\w/-])")
 MAX_PLAIN_COLUMNS = 3  # a table with more columns becomes a list of cards on a phone
 MAX_WARNINGS = 3  # warnings that are visible without a click
 MAX_COLUMNS = 12  # a table with more columns is a list of cards on every screen

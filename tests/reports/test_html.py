@@ -83,6 +83,13 @@ def test_exponents_are_superscripts_and_text_is_escaped():
     assert "10<sup>15</sup>" in html.html_table([{"FLOPs": "10^15"}])
 
 
+def test_numbers_in_names_paths_and_commands_are_unchanged():
+    text = str(html.paragraph("p = 3e-05, E in [-1.5e-05, 2e+12]"))
+    assert text.count("<sup>") == 3 and "e-05" not in text and "e+12" not in text
+    for name in ("report --verify=runs/lr-1e-05", "60K-3e-04", "optim.lr=3e-04", "1e-05/metrics"):
+        assert f">{name}<" in str(html.text_list([name])), name
+
+
 def test_wide_tables_are_lists_of_cards():
     for n_columns, expected in ((3, ""), (4, "cards"), (13, "cards stacked")):
         table = html.html_table([{f"c{i}": i for i in range(n_columns)}])

@@ -13,9 +13,8 @@ SIGNIFICANCE = 0.05  # of all tests of the form together
 OUTLIER_SHARE, CURVATURE_SHARE, RUNS_TEST_SHARE = 0.4, 0.4, 0.2  # of the tests in that level
 MIN_ROWS_OF_RUNS_TEST = 10
 MAX_TESTED_ROWS = 12  # rows of the largest residuals that are tested for being outliers
-MISFIT = (
-    "the form of the law does not describe these runs"  # end of the warnings of a rejected form
-)
+# End of the warnings of a form that the tests reject.
+MISFIT = "the form of the law does not describe these runs"
 MIN_SPARE_ROWS = 2  # rows more than parameters below which a fit has a warning
 
 

@@ -11,8 +11,8 @@ arXiv:2210.08589, theorem 3.2). The hypothesis is rejected once the ratio reache
 import math
 
 # Variance of the mixture, in units of the noise variance. Effects of two standard deviations of the
-# noise are typical. With a variance of 1, ten pairs of runs reject only effects that are 2% larger,
-# and pairs whose sizes scatter around the law (three degrees of freedom) never reject.
+# noise are typical. A variance of 1 makes the critical value of ten pairs of runs 2% larger. With
+# three degrees of freedom, because sizes scatter around the law, it is then infinite.
 MIXTURE_VARIANCE = 4.0
 
 

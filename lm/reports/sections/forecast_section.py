@@ -40,7 +40,7 @@ def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
         " results are inside their interval."
     )
     if len(finished) < len(done):
-        result += f" Shown and used: {len(finished)} of {len(done)} finished runs, of all sizes."
+        result += f" Shown and used: {len(finished)} of {len(done)} finished runs."
     left_out = [f"{name}: {reason}." for name, reason in forecaster.excluded]
     formats = {
         **dict.fromkeys(("forecast", "baseline", "result"), "{:.4f}".format),

@@ -236,14 +236,15 @@ def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
         "These runs do not determine the best division of compute between size and tokens, which"
         f" needs sizes at {run_selection.MIN_BUDGETS} or more token budgets."
     )
-    if is_in_proportion:
-        return (
-            f"train about {style.format_si(size)} parameters without embeddings on"
-            f" {style.format_si(tokens)} tokens, the same tokens per parameter as the largest run;"
-            f" the law predicts a loss of {prediction}. {unknown}"
-        )
     ruled_size = _size_by_rule(law_fit, budget)
     ruled_tokens = TOKENS_PER_PARAMETER * ruled_size
+    if is_in_proportion or ruled_tokens <= tokens:  # the rule would train on less text
+        same = "tokens per parameter" if is_in_proportion else "tokens"
+        return (
+            f"train about {style.format_si(size)} parameters without embeddings on"
+            f" {style.format_si(tokens)} tokens, the same {same} as the largest run;"
+            f" the law predicts a loss of {prediction}. {unknown}"
+        )
     comparison = ""
     if ruled_size < largest[records.N_PARAMS]:
         largest_ratio = largest[records.TOKENS] / largest[records.N_PARAMS]

@@ -1,5 +1,7 @@
 """Tests of the next runs of a sweep."""
 
+import dataclasses
+
 import pytest
 from fixtures import made_up_sweep
 
@@ -7,6 +9,7 @@ from lm.laws.design import run_cost
 from lm.reports import summary
 from lm.reports.plots import style
 from lm.reports.sections import next_run_section, report_sections
+from lm.runs import records
 
 
 def test_next_run_narrows_the_target_of_an_unfinished_sweep(tmp_path):
@@ -74,3 +77,18 @@ def test_divided_budget_contains_the_output_layer(tmp_path):
 
 def test_nearest_size_of_the_ladder():
     assert next_run_section.nearest_ladder_size(1.01e6) == "1M"
+
+
+def test_models_with_much_text_are_not_advised_to_use_less():
+    """The rule of 20 tokens per parameter applies if it gives more tokens than the largest run."""
+    sweep = summary.load_summary("notebooks/data/real_ladder")
+    rows = [
+        row | {records.TOKENS: 800 * row[records.TOKENS], "flops": 800 * row["flops"]}
+        for row in sweep.fit.data.rows
+    ]
+    law_fit = sweep.fit.refit(rows)
+    tokens = style.format_si(max(row[records.TOKENS] for row in law_fit.data.rows))
+    much_text = dataclasses.replace(sweep, rows=rows, fit=law_fit, prediction=None)
+    budget = 10 * max(row["flops"] for row in rows)
+    text = next_run_section._size_without_division(much_text, budget)
+    assert f"on {tokens} tokens, the same tokens as the largest run" in text, text

@@ -52,7 +52,8 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
         " a line. Seed: difference between seeds. Signal to noise combines sampling noise with the"
         " larger of checkpoint and seed noise. Verdict: predictable if at least three sizes in a"
         " row to the largest are above baseline, none of them clearly below a smaller size, and the"
-        " signal is twice the noise; at or below baseline if no size is above it; noisy otherwise."
+        " signal is twice the noise; at or below baseline if no size is above it; above baseline if"
+        " there are fewer than three sizes; noisy otherwise."
     )
     order_note = "Rank correlation of each metric with accuracy over the runs (1: same order):"
     correlation_parts = []
