@@ -1,4 +1,4 @@
-"""Price and energy of runs, from the price and the power of a device.
+"""Cost of runs: tokens and FLOPs without those of a trunk run, device-hours, price and energy.
 
     rates = device_cost.DeviceRates(price_per_device_hour=2.5, watts_per_device=700)
     rates.costs(device_hours=100)       # {"price": 250.0, "energy_kwh": 70.0}
@@ -47,3 +47,12 @@ def used_device_hours(row: Mapping) -> float:
         seconds = row["seconds"]
     n_devices = row.get("devices")
     return seconds * (n_devices if records.is_finite(n_devices) else 1) / 3600
+
+
+def incremental_cost(row: Mapping, column: str) -> float:
+    """Return the tokens or FLOPs of a run without those of the trunk run that it branched from.
+
+    column: records.TOKENS or records.FLOPS.
+    """
+    shared = row.get(f"parent.{column}", 0) if row.get("start.restore") == "full_state" else 0
+    return max((row.get(column) or 0) - (shared or 0), 0)

@@ -17,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lm.reports import lr_analysis, summary, task_analysis, task_trends
+from lm.reports.audit import target_prediction
 from lm.reports.plots import (
     abilities,
     elements,
@@ -155,6 +156,8 @@ def _predicted_task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
     prediction = sweep.prediction or {}
     tasks = prediction.get("tasks", {})
     if not any("value" in task for task in tasks.values()):
+        return {}
+    if target_prediction.ABILITIES in prediction:  # its table has one method for all scores
         return {}
     target = sweep.target or {"name": prediction["target"]}
     return {"predicted_tasks": Drawing(partial(task_accuracy.predicted_accuracy, tasks, target))}

@@ -89,11 +89,12 @@ _FIGURE = _ENVIRONMENT.from_string(
 def write_page(path, title, headline, tiles, sections, footer, dark_colors, refresh=0.0) -> Path:
     """Render the page and write it. Return its path.
 
-    headline: (state, text) with the state held, missed or open. tiles: [(name, value)]. sections:
+    headline: (state, text, *lines) with the state held, missed or open, and short lines below the
+    text. tiles: [(name, value)]. sections:
     {heading: HTML}. dark_colors: {color of the light theme: color of the dark theme}, see
     style.dark_theme_map. refresh: interval in seconds at which an open page reloads, 0 for never.
     """
-    state, text = headline
+    state, text, *lines = headline
     dark = " ".join(f"--c{light[1:]}: {color};" for light, color in dark_colors.items())
     html = _ENVIRONMENT.get_template("report.html").render(
         title=title,
@@ -101,6 +102,7 @@ def write_page(path, title, headline, tiles, sections, footer, dark_colors, refr
         dark=_css_variables(style.DARK) + dark,
         state=state,
         headline=text,
+        headline_lines=lines,
         tiles=tiles,
         sections=sections.items(),
         footer=footer,
@@ -242,9 +244,12 @@ def subheading(text) -> Markup:
     return Markup("<h3>{}</h3>").format(text)
 
 
-def glossary() -> Markup:
-    """Return the terms of reports with their definitions, from the template glossary.html."""
-    return Markup(_ENVIRONMENT.get_template("glossary.html").render())
+def glossary(page: str) -> Markup:
+    """Return the terms of a report with their definitions, from the template glossary.html.
+
+    page: the text of the report. Some terms are left out if the report does not use them.
+    """
+    return Markup(_ENVIRONMENT.get_template("glossary.html").render(page=page.lower()))
 
 
 def text_list(lines: Sequence[str]) -> Markup:

@@ -10,10 +10,18 @@ refresh=SECONDS an open page reloads at this interval, for a sweep that is train
 from pathlib import Path
 
 from lm.config import run_files
-from lm.reports import device_cost, figures, html, summary
-from lm.reports.audit import prediction_results
+from lm.reports import device_cost, figures, html, summary, task_trends
+from lm.reports.audit import prediction_chain, prediction_results
 from lm.reports.plots import elements, explanations, style
-from lm.reports.sections import report_sections
+from lm.reports.sections import (
+    cost_section,
+    law_section,
+    next_run_section,
+    prediction_section,
+    report_sections,
+    reproduction_section,
+    setup_section,
+)
 from lm.reports.sections.abilities import ability_section
 from lm.runs import provenance, records
 
@@ -62,13 +70,72 @@ def write_summary(
     return html.write_page(
         sweep.path / "report.html",
         title=sweep.path.name or sweep.path.resolve().name,
-        headline=summary.headline(sweep),
+        headline=(*summary.headline(sweep), *overview_lines(sweep)),
         tiles=[*_tiles(sweep), *_cost_tiles(sweep, rates)],
         sections=report_sections.all_sections(sweep, figure_elements, rates),
         footer=footer,
         dark_colors=style.dark_theme_map(sweep.rows),
         refresh=refresh,
     )
+
+
+def overview_lines(sweep: summary.SweepSummary) -> list[str]:
+    """Return at most four short answers below the headline: test, next size, abilities, effort."""
+    lines = [_describe_test(sweep), _describe_next(sweep), _describe_tasks(sweep)]
+    if sweep.rows:
+        seconds = cost_section.elapsed_seconds(sweep.rows)
+        elapsed = f"Elapsed time: {summary.format_duration(seconds)}. " if seconds else ""
+        hardware = setup_section.describe_hardware(sweep.rows)
+        repetition = reproduction_section.describe_repetition(sweep)
+        lines.append(f"{elapsed}{hardware} {repetition}")
+    return [line for line in lines if line]
+
+
+def _describe_test(sweep: summary.SweepSummary) -> str:
+    """Return the audit, a simple forecast and the other law of the prediction, "" without one."""
+    prediction, measured = sweep.prediction, sweep.measured
+    if not prediction:
+        return ""
+    is_archive = bool(sweep.facts.get(prediction_chain.ARCHIVED))
+    reason = " (an archive rounds and shortens records)" if is_archive else ""
+    sentences = [f"Audit links: {prediction_section.count_links(sweep)}{reason}."]
+    fitted = [row for row in sweep.finished if row["name"] in prediction["runs"]]
+    if measured is not None and fitted:
+        largest = fitted[-1]
+        deviation = summary.relative_error(measured, largest[prediction["y"]])
+        name = elements.short_run_name(largest)
+        sentences.append(
+            f"This is one test. For comparison: the result is {deviation} the loss of {name}, the"
+            " largest fitted run."
+        )
+    joint = prediction_section.joint_prediction(sweep)
+    if measured is not None and joint:
+        text = summary.relative_error(measured, joint["value"])
+        sentences.append(f"It is {text} the prediction of the law of size and tokens.")
+    if sweep.fit and not law_section.is_limit_determined(sweep.fit):
+        sentences.append("These runs do not determine the limit E of the law.")
+    return " ".join(sentences)
+
+
+def _describe_tasks(sweep: summary.SweepSummary) -> str:
+    """Return the numbers of tasks by baseline and of scores by trend, "" without tasks."""
+    counts = ability_section.describe_counts(sweep)
+    directions = [trend.direction for trend in task_trends.fit_trends(sweep.finished)]
+    if not counts or not directions:
+        return counts
+    return (
+        f"{counts} Of {len(directions)} scores, {directions.count('improves')} improve with size"
+        f" and {directions.count('worsens')} get worse."
+    )
+
+
+def _describe_next(sweep: summary.SweepSummary) -> str:
+    """Return the size for ten times the compute and its caution, "" without a law."""
+    if sweep.fit is None:
+        return ""
+    advice = next_run_section.advise_size(sweep)
+    factor = f"{next_run_section.COMPUTE_FACTOR:g}"
+    return f"With {factor} times the compute: {advice.size} {advice.caution}".rstrip()
 
 
 def _footer(sweep: summary.SweepSummary) -> str:
@@ -99,7 +166,7 @@ def _tiles(sweep: summary.SweepSummary) -> list[tuple[str, str]]:
     if losses:
         unit = "nats per token" if sweep.loss_column == records.LOSS else "bits per byte"
         tiles.append((f"lowest loss, {unit}", style.format_number(min(losses))))
-    flops = sum(summary.incremental_flops(row) for row in sweep.rows)
+    flops = sum(device_cost.incremental_cost(row, records.FLOPS) for row in sweep.rows)
     tiles.append(("total FLOPs", style.power_of_ten(flops)))
     return [*tiles, ("training time, sum over the runs", summary.format_duration(sum(seconds)))]
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from lm.laws import comparability, estimation
 from lm.laws.forms import isoflop, power_laws
+from lm.reports.audit import prediction_audit, prediction_times, verdict_rounding
 from lm.reports.plots import elements, style
 from lm.runs import filesystem, records, run_selection, status, task_results
 from lm.runs.integrity import run_notes, sweep_files, sweep_fingerprint
@@ -62,6 +63,11 @@ class SweepSummary:
         """Return {result: reason} of the results that are marked as invalid in any run."""
         marks = (row.get("invalid_results", {}) for row in self.rows)
         return {result: reason for mark in marks for result, reason in mark.items()}
+
+    @functools.cached_property
+    def audit_links(self) -> list[Any]:
+        """Links of the audit of the prediction, without repeated fits."""
+        return prediction_audit.audit_prediction(self.path, should_refit=False)
 
     @functools.cached_property
     def loss_column(self) -> str:
@@ -192,12 +198,6 @@ def with_current_cost(row: dict) -> dict:
     return row | costs
 
 
-def incremental_flops(row: dict) -> float:
-    """Return the FLOPs of a run without those of the trunk run that it branched from."""
-    shared = row.get("parent.flops", 0) if row.get("start.restore") == "full_state" else 0
-    return max((row.get(records.FLOPS) or 0) - (shared or 0), 0)
-
-
 def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
     """Fit every law that a sweep may determine. Return {name: (fit, "") or (None, reason)}.
 
@@ -252,17 +252,20 @@ def headline(sweep: SweepSummary) -> tuple[str, str]:
         text = f"Runs done: {n_done} of {n_runs}. No prediction was stored"
         return "open", f"{text}: {reason}." if reason else f"{text}."
     value, lo, hi = elements.predicted_interval(prediction)
-    text = (
-        f"The law of {len(prediction['runs'])} other runs predicted "
-        f"{style.format_prediction(value, lo, hi)} for {prediction['target']} before it started. "
-    )
+    has_interval = records.is_finite(lo) and records.is_finite(hi)
+    digits = verdict_rounding.count_digits(measured, lo, hi) if measured and has_interval else 4
+    predicted = style.format_prediction(value, lo, hi)
+    if digits > verdict_rounding.MIN_DIGITS:
+        predicted = f"{value:#.{digits}g} [{lo:#.{digits}g}, {hi:#.{digits}g}]"
+    text = f"The law of {len(prediction['runs'])} other runs predicted {predicted} for"
+    text += f" {prediction['target']}. {prediction_times.describe_order(prediction, sweep.rows)}"
     if measured is None:
         status = sweep.target["status"] if sweep.target else "not started"
-        return "open", f"{text}The run has no result yet: {status}."
+        return "open", f"{text} The run has no result yet: {status}."
     error = task_results.standard_error(sweep.target or {}, prediction["y"])
-    text += f"The result is {format_measurement(Measurement(measured, error))}, "
-    text += f"{relative_error(measured, value)} the prediction"
-    if not (records.is_finite(lo) and records.is_finite(hi)):
+    text += f" The result is {format_measurement(Measurement(measured, error), digits)},"
+    text += f" {relative_error(measured, value)} the prediction"
+    if not has_interval:
         return "open", f"{text}. The prediction has no interval to compare the result with."
     is_inside = lo <= measured <= hi
     verdict = "✓ inside" if is_inside else "✗ outside"
@@ -387,6 +390,7 @@ RUN_COLUMNS = (
     plain_column("depth", "model.n_layers", str),
     plain_column("learning rate", "optim.lr", "{:.3g}".format),
     plain_column("batch", "data.batch_size", str),
+    plain_column("devices", "devices", str),
 )
 N_FINAL_COLUMNS = 8  # the final table of a sweep has the first of RUN_COLUMNS
 COST_COLUMNS = (

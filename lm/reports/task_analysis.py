@@ -44,11 +44,11 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
                      the larger of checkpoint and seed (seed noise includes checkpoint noise)
     signal_to_noise  signal / noise (Heineman et al. 2025, arXiv:2508.13144)
     verdict          "below baseline": the largest size is below baseline, and no size is above it.
-                     "at baseline": no size is above it. "above baseline": any is, and there
+                     "not above baseline": no size is above it. "above baseline": any is, and there
                      are fewer than three sizes. "predictable from SIZE on": SIZE and
                      all larger sizes, at least three, are above baseline. Also, no accuracy is more
-                     than 2 noise below that of a smaller size. "noisy": all other tasks, and all
-                     tasks with signal < 2 noise
+                     than 2 noise below that of a smaller size. "noisy": signal < 2 noise. "not
+                     stable": all other tasks, which are above baseline at some size
     """
     rows = run_selection.largest_token_budget(run_selection.without_trunks(rows)).rows
     above = task_significance.above_baseline_by_run(rows)
@@ -105,7 +105,7 @@ def _verdict_text(groups, means, are_above: list[bool], signal: float, noise: fl
     are above baseline.
     """
     if not any(are_above):
-        return "at baseline"
+        return "not above baseline"
     best_means = np.maximum.accumulate(means)
     are_reliable = [
         is_above and mean >= best - 2 * noise
@@ -116,8 +116,10 @@ def _verdict_text(groups, means, are_above: list[bool], signal: float, noise: fl
     )
     if len(groups) < 3:
         return "above baseline"  # too few sizes for a trend
-    if len(groups) - first < 3 or signal < 2 * noise:
+    if signal < 2 * noise:
         return "noisy"
+    if len(groups) - first < 3:
+        return "not stable"
     return f"predictable from {groups[first][0]['name'].rsplit('/', 1)[-1]} on"
 
 

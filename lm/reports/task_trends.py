@@ -47,11 +47,14 @@ class TaskTrend(NamedTuple):
         return self.best - self.largest > MIN_FALL * self.fall_error
 
 
-def fit_trends(rows: Sequence[dict]) -> list[TaskTrend]:
-    """Return the trend over size of each task, from the runs of the largest token budget."""
+def fit_trends(rows: Sequence[dict], tasks: Sequence[str] | None = None) -> list[TaskTrend]:
+    """Return the trend over size of each task, from the runs of the largest token budget.
+
+    tasks: names of tasks; None for those of task_results.summary_tasks.
+    """
     rows = run_selection.largest_token_budget(rows).rows
     trends = []
-    for task in task_results.summary_tasks(rows):
+    for task in task_results.summary_tasks(rows) if tasks is None else tasks:
         points = [
             (row[records.N_PARAMS], task_results.task_value(row, task), _run_error(row, task))
             for row in run_selection.finished_with(

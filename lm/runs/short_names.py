@@ -18,10 +18,13 @@ SUFFIXES = r"([.](txt|md|tsv|jsonl|parquet|bin|ds|gz|zst))+$"
 def shorten_sources(sources: Sequence[str]) -> dict[str, str]:
     """Return {source: short name}. The short name of a file is its last folder or file name.
 
-    If two short names are equal, they get as many folders as needed to differ. Sources that are not
-    files have their full names.
+    If two short names are equal, they get as many folders as needed to differ. A single source of
+    generated tasks is "tasks". Other sources that are not files have their full names.
     """
     components = {source: _path_components(source) for source in sources}
+    task_sources = [source for source in components if source.startswith("tasks:")]
+    if len(task_sources) == 1:
+        components[task_sources[0]] = ["tasks"]
     depths = dict.fromkeys(sources, 1)
     while True:
         names = {

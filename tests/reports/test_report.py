@@ -240,7 +240,7 @@ def test_trunk_run_is_excluded_and_its_cost_counted_once(tmp_path, text_only):
     assert "30K done trunk run, represented by its" in text
     assert visible_text(html.superscripts(style.power_of_ten(total_flops - flops))) in text
     row = next(row for row in summary.load_summary(folder).rows if row["name"] == "toy/60K")
-    assert summary.incremental_flops(row) == total_flops - flops
+    assert device_cost.incremental_cost(row, "flops") == total_flops - flops
 
 
 def test_runs_on_other_token_budgets_are_excluded(tmp_path, text_only):

@@ -94,6 +94,11 @@ def _select_used(
     """Return the budgets of the line. Raises ValueError for fewer than two."""
     used = [budget for budget in budgets if budget.is_used]
     if len(used) < 2:
+        if budgets and all(len(np.unique(budget.log_x)) < 2 for budget in budgets):
+            raise ValueError(
+                "a minimum needs several sizes at one budget of compute, and none of the"
+                f" {len(budgets)} budgets has two"
+            )
         reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded[:4])
         raise ValueError(
             "a line needs 2 budgets with a minimum inside their sizes, and these runs have"

@@ -13,7 +13,8 @@ The links of the chain, each with the file that the next one contradicts:
     both                        ->  prediction_results.json    predicted and measured values
 
 The times must have this order as well: the end of the fitted runs, the prediction, the start of the
-target. The law is fitted again, which must give the same interval and the same draws.
+target and of all runs that share training with it, such as its trunk run. The law is fitted again,
+which must give the same interval and the same draws.
 
 A change of some of these files is detected. A person who rewrites all of them, with all hashes, is
 not detected: the new files agree with each other. Only a hash that was published before the result
@@ -28,6 +29,7 @@ from pathlib import Path
 from lm.reports import paired_errors
 from lm.reports.audit import (
     prediction_chain,
+    prediction_times,
     repeated_fit,
     results_audit,
     target_prediction,
@@ -300,21 +302,21 @@ def _exclude_unfinished(chain: prediction_chain.Chain) -> prediction_chain.Chain
 def _is_before(row: Mapping, prediction: Mapping) -> bool:
     """Return True if a run ended before a prediction was written."""
     ended, written = (
-        prediction_chain.parse_seconds(row.get("ended")),
-        prediction_chain.parse_seconds(prediction.get("written")),
+        prediction_times.parse_seconds(row.get("ended")),
+        prediction_times.parse_seconds(prediction.get("written")),
     )
     return ended is not None and written is not None and ended + CLOCK_SECONDS < written
 
 
 def _verify_order(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:
     """Verify that the prediction was written after its inputs and before the target started."""
-    written = prediction_chain.parse_seconds(chain.prediction.get("written"))
+    written = prediction_times.parse_seconds(chain.prediction.get("written"))
     if written is None:
         yield prediction_chain.Link(prediction_chain.CONTRADICTION, "prediction.json has no time")
         return
     inputs = [chain.rows[name] for name in chain.prediction["inputs"] if name in chain.rows]
     end_times = [
-        (prediction_chain.parse_seconds(row.get("ended")), row["name"])
+        (prediction_times.parse_seconds(row.get("ended")), row["name"])
         for row in inputs
         if row["status"] == "done"
     ]
@@ -332,7 +334,7 @@ def _verify_order(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Li
             f"{name} ended later",
         )
     row = chain.rows.get(chain.target, {})
-    started = prediction_chain.parse_seconds(row.get("started"))
+    started = prediction_times.parse_seconds(row.get("started"))
     if started is not None:
         yield prediction_chain.compare(
             written <= started + CLOCK_SECONDS,
@@ -342,6 +344,30 @@ def _verify_order(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Li
     elif row:
         yield prediction_chain.Link(
             prediction_chain.UNVERIFIABLE, f"{chain.target} has no time of its start"
+        )
+    yield from _verify_first_start(chain, written)
+
+
+def _verify_first_start(
+    chain: prediction_chain.Chain, written: float
+) -> Iterator[prediction_chain.Link]:
+    """Verify that the prediction is older than the other runs that share training with the target.
+
+    They are its trunk run and the other branches of that run. written: seconds since 1970.
+    """
+    started = [
+        (time, str(row["name"]), row["started"])
+        for row in prediction_times.related_rows(chain.target, list(chain.rows.values()))
+        if row["name"] != chain.target
+        and (time := prediction_times.parse_seconds(row.get("started"))) is not None
+    ]
+    if started:
+        first, name, text = min(started)
+        yield prediction_chain.compare(
+            written <= first + CLOCK_SECONDS,
+            f"{name}, which shares training with {chain.target}, started at {text}, after the"
+            " prediction",
+            f"prediction.json was written later, at {chain.prediction['written']}",
         )
 
 

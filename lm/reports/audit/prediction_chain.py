@@ -1,6 +1,5 @@
 """The files of a sweep that an audit compares, and the result of a comparison."""
 
-import datetime
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,11 +127,3 @@ def is_close(first: object, second: object, tolerance: float) -> bool:
     if records.is_finite(first) and records.is_finite(second):
         return math.isclose(first, second, rel_tol=tolerance)
     return first == second
-
-
-def parse_seconds(time: object) -> float | None:
-    """Return an ISO 8601 time in seconds since 1970, None if it is none."""
-    try:
-        return datetime.datetime.fromisoformat(str(time)).timestamp()
-    except ValueError:
-        return None

@@ -3,7 +3,8 @@
     results = prediction_results.describe_results(prediction, row)
     results["quantities"][0]        # name, method, predicted, lo, hi, level, measured, is_inside
     results["brier"]                # {"two_step": 0.08, "direct": 0.1, "previous": 0.2, ...}
-    results["wrong"]                # sentences about predictions outside their interval
+    results["wrong"]                # sentences about all results outside their interval
+    results["right"]                # sentences about results inside, without single paradigms
 
 The report writes the results to prediction_results.json beside prediction.json. Wrong predictions
 are among them. The file follows from the prediction and the records, so an audit can repeat it.
@@ -15,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from lm.reports import task_significance
-from lm.reports.audit import ability_backtest, ability_prediction, target_prediction
+from lm.reports.audit import (
+    ability_backtest,
+    ability_prediction,
+    target_prediction,
+    verdict_rounding,
+)
 from lm.runs import json_files, records, short_names, task_results
 from lm.runs.integrity import prediction_log, record_checksums, stored_results, sweep_files
 
@@ -25,6 +31,13 @@ TOLERANCE = 1e-9  # of equal numbers, relative and absolute
 PROBABLE = 0.5  # a task is predicted to be above baseline from this probability on
 NUMBER_ABOVE = "number of tasks above baseline"
 N_BRIER_TASKS = "n_brier_tasks"  # number of the tasks of all Brier scores; missing in older files
+# Methods of the predictions that the sentences describe. The other methods predict the same scores.
+LISTED_METHODS = {
+    "size": "law of size",
+    "size and tokens": "law of size and tokens",
+    "loss to loss": "from the total loss",
+    ability_prediction.TWO_STEP: "two-step",
+}
 SENTENCES = ("right", "wrong")  # entries whose wording may differ between versions
 
 
@@ -52,14 +65,10 @@ def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
         ),
         "paradigms": list(_paradigms(abilities, row)),
     }
-    sentences = [(_describe(q), q["is_inside"]) for q in quantities if _is_summary(q)]
-    sentences += [
-        (_describe_paradigm(line), line["is_right"])
-        for line in results["paradigms"]
-        if line["is_right"] is not None
+    results["right"] = [_describe(q) for q in quantities if q["is_inside"] and _is_summary(q)]
+    results["wrong"] = [
+        _describe(q) for q in quantities if not q["is_inside"] and q["method"] in LISTED_METHODS
     ]
-    results["right"] = [text for text, is_right in sentences if is_right]
-    results["wrong"] = [text for text, is_right in sentences if not is_right]
     return results
 
 
@@ -184,20 +193,10 @@ def _paradigms(abilities: Mapping, row: Mapping) -> Iterator[dict[str, Any]]:
 
 
 def _is_summary(quantity: Mapping) -> bool:
-    """Return True for a quantity that the sentences describe.
-
-    Single paradigms and laws of single tasks have only a line in the tables.
-    """
-    is_ability = quantity["method"] in ability_prediction.METHODS
-    return (
-        (is_ability and "/" not in quantity["name"].partition("#")[2])
-        or quantity["name"]
-        in (
-            records.LOSS,
-            NUMBER_ABOVE,
-        )
-        or quantity["name"].startswith(f"{records.LOSS}.")
-    )
+    """Return True for listed methods, except for single paradigms and losses of tasks."""
+    name = quantity["name"]
+    is_part = name.endswith(f".{target_prediction.TASK_LOSS}") or "/" in name.partition("#")[2]
+    return quantity["method"] in LISTED_METHODS and not is_part
 
 
 def quantity_name(column: str) -> str:
@@ -209,7 +208,7 @@ def quantity_name(column: str) -> str:
         return f"held-out loss of {short_names.shorten_sources([source])[source]}"
     if column.startswith("eval.task."):
         task, _, metric = column.removeprefix("eval.task.").rpartition(".")
-        return f"{metric} of {short_names.shorten_task(task)}"
+        return f"{metric.replace('_', ' ')} of {short_names.shorten_task(task)}"
     return column
 
 
@@ -217,24 +216,19 @@ def _describe(quantity: Mapping) -> str:
     """Return a sentence about a quantity."""
     name = quantity_name(quantity["name"])
     verdict = "inside" if quantity["is_inside"] else "outside"
-    measured, lo, hi = (_format_value(quantity, key) for key in ("measured", "lo", "hi"))
+    measured, lo, hi = _format_values(quantity)
     return (
         f"The {name} was {measured}, {verdict} the {quantity['level']:.0%} interval {lo} to {hi}"
-        f" ({quantity['method'].replace('_', '-')})."
+        f" ({LISTED_METHODS[quantity['method']]})."
     )
 
 
-def _format_value(quantity: Mapping, key: str) -> str:
-    """Format a value: accuracies in percent, numbers of tasks as integers, losses in 4 digits."""
-    value = quantity[key]
-    if quantity["name"].endswith(".accuracy"):
-        return f"{value:.1%}"
-    return f"{value:.0f}" if quantity["name"] == NUMBER_ABOVE else f"{value:#.4g}"
-
-
-def _describe_paradigm(line: Mapping) -> str:
-    """Return a sentence about the probability of a task."""
-    outcome = "is" if line["is_above"] else "is not"
-    probability = line[ability_prediction.TWO_STEP]
-    name = short_names.shorten_task(line["task"])
-    return f"{name} {outcome} above baseline, with a predicted probability of {probability:.0%}."
+def _format_values(quantity: Mapping) -> list[str]:
+    """Format result and bounds: accuracies in percent, counts as integers, losses in 4 digits."""
+    values = [quantity[key] for key in ("measured", "lo", "hi")]
+    if quantity["name"] == NUMBER_ABOVE:
+        return [f"{value:.0f}" for value in values]
+    if not quantity["name"].endswith(".accuracy"):
+        digits = verdict_rounding.count_digits(*values)
+        return [f"{value:#.{digits}g}" for value in values]
+    return [f"{text}%" for text in verdict_rounding.format_percentages(*values)]

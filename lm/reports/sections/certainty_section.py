@@ -1,4 +1,4 @@
-"""Certainty of the main law in plain words: tests, intervals beyond the runs, and the optimizer."""
+"""Certainty of the main law in plain words: tests, intervals beyond the runs, starts of the fit."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lm.runs import records
 EXTRAPOLATIONS = (2, 10)  # factors beyond the largest input of the law, for stated predictions
 INPUT_NAMES = {"N": "parameters", "D": "tokens", "C": "compute"}
 MIN_COVERAGE = 0.9  # share of back-test results inside 95% intervals that does not contradict them
-MIN_AGREEMENT = 0.5  # share of the starts of the optimizer that should reach the best objective
+MIN_AGREEMENT = 0.5  # share of the starts of the curve fit that should reach the best objective
 
 
 def describe_certainty(sweep: summary.SweepSummary) -> list[str]:
@@ -66,9 +66,9 @@ def describe_trust(sweep: summary.SweepSummary) -> str:
             )
         if lo <= measured <= hi:
             return (
-                f"Trust it up to {style.format_si(size)} {INPUT_NAMES[law_fit.inputs[0]]}: the"
+                f"Tested once, up to {style.format_si(size)} {INPUT_NAMES[law_fit.inputs[0]]}: the"
                 f" result of {name}, at {scale}, is {deviation} the prediction and inside its"
-                " interval. This is one test, and no test covers larger models."
+                " interval. Larger models are untested."
             )
         return (
             f"Do not trust its intervals beyond the fitted runs: the result of {name}, at {scale},"
@@ -82,12 +82,13 @@ def describe_trust(sweep: summary.SweepSummary) -> str:
         )
     distances = [p["distance"] for p in score.predictions if math.isfinite(p["distance"])]
     reach = f"up to {max(distances):.2g} times the fitted size" if distances else "in the back-test"
+    worst = max(_backtest_errors(law_fit))
     if math.isfinite(score.coverage) and score.coverage < MIN_COVERAGE:
         return (
             f"Do not trust its intervals: {_count_inside(law_fit)} in the back-test. Its errors"
-            f" were at most {score.worst:.1%} {reach}."
+            f" were at most {worst:.1%} {reach}."
         )
-    return f"Trust it {reach}, with errors of about {score.worst:.1%}: no larger step was tested."
+    return f"Tested {reach}, with errors of at most {worst:.1%}. Larger models are untested."
 
 
 def _describe_backtest(law_fit: fit.Fit) -> list[str]:
@@ -97,19 +98,23 @@ def _describe_backtest(law_fit: fit.Fit) -> list[str]:
         return []
     if not score.predictions:
         return [f"Back-test: {score.reason}."]
-    inside = _count_inside(law_fit)
+    inside, errors = _count_inside(law_fit), _backtest_errors(law_fit)
     if len(score.predictions) == 1:
         verdict = f" and {'inside' if score.coverage else 'outside'} the 95% interval"
         return [
             "Back-test: the law of the smaller runs alone predicted 1 larger run, with an error of"
-            f" {score.mean:.1%} of the measured loss{verdict if inside else ''}. One result is weak"
-            " evidence."
+            f" {errors[0]:.1%}{verdict if inside else ''}. One result is weak evidence."
         ]
     return [
         f"Back-test: laws of the smaller runs alone made {len(score.predictions)} predictions of"
-        f" larger runs, with a mean error of {score.mean:.1%} and a largest error of"
-        f" {score.worst:.1%} of the measured loss{f'; {inside}' if inside else ''}."
+        f" larger runs, with a mean error of {sum(errors) / len(errors):.1%} and a largest error of"
+        f" {max(errors):.1%}{f'; {inside}' if inside else ''}."
     ]
+
+
+def _backtest_errors(law_fit: fit.Fit) -> list[float]:
+    """Return |measured - predicted| / predicted of each result of the back-test."""
+    return [abs(p["measured"] / p["value"] - 1) for p in law_fit.score.predictions]
 
 
 def _count_inside(law_fit: fit.Fit) -> str:
@@ -124,12 +129,12 @@ def _count_inside(law_fit: fit.Fit) -> str:
 
 
 def _describe_starts(law_fit: fit.Fit) -> list[str]:
-    """Return a sentence if few starts of the optimizer reached the fitted parameters."""
+    """Return a sentence if few starts of the curve fit reached the fitted parameters."""
     if not law_fit.n_starts or law_fit.start_agreement >= MIN_AGREEMENT:
         return []
     n_agreeing = round(law_fit.start_agreement * law_fit.n_starts)
     return [
-        f"Of {law_fit.n_starts} starts of the optimizer, {n_agreeing} reached the best fit. Other"
+        f"Of {law_fit.n_starts} starts of the curve fit, {n_agreeing} reached the best one. Other"
         " parameters fit these runs almost as well, so use the predictions and not the parameters."
     ]
 

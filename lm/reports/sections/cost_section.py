@@ -1,10 +1,13 @@
 """Section of the report about time and cost: totals against the plan, and every run."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from lm.reports import device_cost, html, summary
+from lm.reports.audit import prediction_times
 from lm.reports.plots import elements, goodput, style
 from lm.reports.sections import setup_section
 from lm.runs import records
@@ -35,23 +38,59 @@ def describe_cost(sweep: summary.SweepSummary, rates: device_cost.DeviceRates) -
     if not sweep.rows:
         return ["No run has started, so nothing was spent."]
     seconds = sum(row["seconds"] for row in sweep.rows if records.is_finite(row.get("seconds")))
-    flops = sum(map(summary.incremental_flops, sweep.rows))
+    flops, tokens = (
+        sum(device_cost.incremental_cost(row, column) for row in sweep.rows)
+        for column in (records.FLOPS, records.TOKENS)
+    )
     hours = sum(map(device_cost.used_device_hours, sweep.rows))
+    elapsed = elapsed_seconds(sweep.rows)
+    between = f" Elapsed: {summary.format_duration(elapsed)}." if elapsed else ""
     lines = [
-        f"Spent: {style.power_of_ten(flops)} training FLOPs,"
+        f"Spent: {style.power_of_ten(flops)} training FLOPs on {style.format_si(tokens)} tokens,"
         f" {summary.format_duration(seconds)} of training (the sum over the runs, not elapsed"
         f" time), {hours:,.2f} device-hours (hours times devices) with compilation and evaluation."
-        f" {setup_section.describe_hardware(sweep.rows)}"
+        f"{between} {setup_section.describe_hardware(sweep.rows)}"
     ]
     lines += [f"{name}: {value}." for name, value in rates.describe(hours).items()]
     ratio, n_runs = time_ratio(sweep)
     if ratio:
         runs = elements.count_label(range(n_runs))
-        lines.append(f"Against the plan: {runs} took {ratio:.2f} times the planned training time.")
+        lines.append(
+            f"Against the plan: {runs} took {ratio:.2f} times the planned training time"
+            f"{_ratios_by_devices(sweep)}."
+        )
     n_left = len(sweep.missing) + sum(row["status"] not in ENDED for row in sweep.rows)
     if n_left:
         lines.append(f"Not finished: {elements.count_label(range(n_left))}.")
     return lines
+
+
+def elapsed_seconds(rows: Sequence[Mapping]) -> float:
+    """Return the time from the first start to the last end, 0.0 if a time is unknown."""
+    times = [
+        [prediction_times.parse_seconds(row.get(column)) for row in rows]
+        for column in ("started", "ended")
+    ]
+    if not rows or None in times[0] or None in times[1]:
+        return 0.0
+    starts, ends = ([time for time in column if time is not None] for column in times)
+    return max(ends) - min(starts)
+
+
+def _ratios_by_devices(sweep: summary.SweepSummary) -> str:
+    """Return the ratio of each number of devices as text, "" if all runs have the same number."""
+    values = {row.get("devices") for row in sweep.rows}
+    numbers = sorted(value for value in values if records.is_finite(value))
+    if len(numbers) < 2:
+        return ""
+    texts = []
+    for number in numbers:
+        rows = [row for row in sweep.rows if row.get("devices") == number]
+        ratio, n_runs = time_ratio(dataclasses.replace(sweep, rows=rows))
+        if ratio:
+            runs = elements.count_label(range(n_runs))
+            texts.append(f"{runs} on {number} device{'s' if number > 1 else ''} {ratio:.2f} times")
+    return f": {', '.join(texts)}"
 
 
 def time_ratio(sweep: summary.SweepSummary) -> tuple[float, int]:
@@ -68,10 +107,13 @@ def time_ratio(sweep: summary.SweepSummary) -> tuple[float, int]:
 
 def _costs(sweep: summary.SweepSummary) -> Markup:
     """Return the planned and the actual cost of each run, and the sums over started runs."""
+    columns = (records.TOKENS, records.FLOPS)
     actual = {
-        row["name"]: row | {records.FLOPS: summary.incremental_flops(row)} for row in sweep.rows
+        row["name"]: row | {key: device_cost.incremental_cost(row, key) for key in columns}
+        for row in sweep.rows
     }
-    pairs = [(plan, actual.get(plan["name"], {})) for plan in sweep.plan]
+    planned = map(_without_shared_tokens, sweep.plan)
+    pairs = [(plan, actual.get(plan["name"], {})) for plan in planned]
     started = [(plan, row) for plan, row in pairs if row]
     if len(started) > 1:
         planned_sum, actual_sum = (
@@ -86,8 +128,17 @@ def _costs(sweep: summary.SweepSummary) -> Markup:
     table = html.html_table([_cost(plan, row) for plan, row in pairs], formats)
     if len(sweep.without_trunks) == len(sweep.rows):
         return table
-    note = "The FLOPs and the time of a cooldown branch do not contain those of its trunk."
+    note = "Tokens, FLOPs and time of a cooldown branch do not contain those of its trunk."
     return html.join_html([table, html.paragraph(note, "muted")])
+
+
+def _without_shared_tokens(plan: Mapping) -> dict:
+    """Return a planned cost whose tokens, like its FLOPs, do not contain those of a trunk run."""
+    flops, shared = plan.get(records.FLOPS), plan.get("flops_shared")
+    if not (flops and shared and plan.get(records.TOKENS)):
+        return dict(plan)
+    # All tokens of a run cost the same.
+    return dict(plan) | {records.TOKENS: round(plan[records.TOKENS] * flops / (flops + shared))}
 
 
 def _cost(plan: dict, row: dict) -> dict[str, Any]:

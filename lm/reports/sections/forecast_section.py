@@ -11,12 +11,13 @@ from lm.reports.plots import elements
 
 FRACTION = 0.5  # of the steps from which finished runs are forecast
 MAX_RUNS = 30  # finished runs that are forecast, each in a quarter of a second
+SIMPLE = "simple forecast"
 NOTE = (
     "Each finished run is forecast from half of its steps and from the other finished runs, which"
-    " select the model of the learning curve. The baseline is a power law of the summed learning"
-    " rate minus the gain of a lower rate. The models multi_power and annealing add a memory of"
-    " earlier rates to it, and in collapse all runs share one normalized curve. Losses are in nats"
-    " per token, intervals are 95%, and errors are relative to the result."
+    " select the model of the learning curve. The simple forecast is a power law of the summed"
+    " learning rate minus the gain of a lower rate. The models multi_power and annealing add a"
+    " memory of earlier rates to it, and in collapse all runs share one normalized curve. Losses"
+    " are in nats per token, intervals are 95%, and an error is (result - forecast) / forecast."
 )
 
 
@@ -33,17 +34,18 @@ def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
     names = {row["name"]: elements.short_run_name(row) for row in finished}
     lines = [_finished_line(forecast, names[forecast.name]) for forecast in forecasts]
     errors = np.array([[f.value, f.baseline] for f in forecasts])
-    errors = np.abs(errors / np.array([[f.measured] for f in forecasts]) - 1).mean(0)
+    errors = np.abs(np.array([[f.measured] for f in forecasts]) / errors - 1).mean(0)
+    verdict = "smaller" if errors[0] < errors[1] else "not smaller"
     n_inside = sum(f.lo <= f.measured <= f.hi for f in forecasts)
     result = (
-        f"Mean error {errors[0]:.2%}, baseline {errors[1]:.2%}; {n_inside} of {len(forecasts)}"
-        " results are inside their interval."
+        f"The mean error is {errors[0]:.2%}, {verdict} than that of the simple forecast,"
+        f" {errors[1]:.2%}. {n_inside} of {len(forecasts)} results are inside their interval."
     )
     if len(finished) < len(done):
         result += f" Shown and used: {len(finished)} of {len(done)} finished runs."
     left_out = [f"{name}: {reason}." for name, reason in forecaster.excluded]
     formats = {
-        **dict.fromkeys(("forecast", "baseline", "result"), "{:.4f}".format),
+        **dict.fromkeys(("forecast", SIMPLE, "result"), "{:.4f}".format),
         "error": "{:+.2%}".format,
     }
     return html.join_html(
@@ -71,9 +73,9 @@ def _finished_line(forecast: sweep_forecasts.FinishedForecast, name: str) -> dic
         "forecast": forecast.value,
         "95% interval": f"{forecast.lo:.4f} to {forecast.hi:.4f}",
         "result": forecast.measured,
-        "error": forecast.value / forecast.measured - 1,
-        "model": forecast.model,
-        "baseline": forecast.baseline,
+        "error": forecast.measured / forecast.value - 1,
+        "model": SIMPLE if forecast.model == "baseline" else forecast.model,
+        SIMPLE: forecast.baseline,
     }
 
 
@@ -90,7 +92,7 @@ def _unfinished_runs(sweep: summary.SweepSummary, models: sweep_forecasts.SweepF
                 "step": f"{result.step:,} of {result.n_steps:,}",
                 "forecast": f"{result.value:.4f}",
                 "95% interval": f"{result.lo:.4f} to {result.hi:.4f}",
-                "baseline": f"{result.baseline.value:.4f}",
+                SIMPLE: f"{result.baseline.value:.4f}",
                 "curve": "unexpected" if result.check.is_flagged else "expected",
             }
         )

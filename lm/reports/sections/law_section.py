@@ -12,7 +12,7 @@ from lm.runs import records, run_selection
 NO_INTERVAL = (float("nan"), float("nan"))
 MIN_LIMIT_SHARE = 0.05  # of the upper bound of E, below which the lower bound is practically 0
 MEANINGS = {
-    "E": "loss that no size or amount of text goes below, nats per token",
+    "E": "limit of this law for large {inputs}",
     "A": "scale of the part of the loss that falls with size",
     "B": "scale of the part of the loss that falls with tokens",
     "alpha": "exponent: how fast the loss falls with size or compute",
@@ -51,7 +51,7 @@ def law_section(sweep: summary.SweepSummary, figure: Markup, other_figures: Mark
             html.paragraph(f"{count}:" if warnings else "The fit has no warnings."),
             html.warning_list(warnings),
             _parameters(law_fit),
-            html.collapsed_section("Details of the fit", html.formula_block(law_fit)),
+            html.collapsed_section("Details of the fit", html.text_list(describe_fit(law_fit))),
             _other_laws(sweep),
             other_figures,
         ]
@@ -72,14 +72,56 @@ def describe_law(law_fit: fit.Fit) -> str:
         between = f" (95% interval {1 - 2**-low:.1%} to {1 - 2**-high:.1%})"
     gain_text = (
         f"{text} Doubling {law_fit.inputs[0]} removes {gain:.1%}{between} of the part of the loss"
-        " above the limit E, which the law does not go below."
+        " above the limit E."
     )
+    at_tokens = _fixed_tokens(law_fit)
+    gain_text += f" E is the limit of this law for large {law_fit.inputs[0]}{at_tokens}."
+    if not is_limit_determined(law_fit):
+        high = law_fit.intervals.get("E", NO_INTERVAL)[1]
+        bound = f"it is at most {high:.3g} (95% interval)"
+        return f"{gain_text} These runs do not determine E: {bound}."
+    return f"{gain_text} It is {law_fit.params['E']:.3g}{_bounds_text(law_fit, 'E')}."
+
+
+def is_limit_determined(law_fit: fit.Fit) -> bool:
+    """Return False if the interval of the limit E of a law begins practically at 0."""
     low, high = law_fit.intervals.get("E", NO_INTERVAL)
-    if records.is_finite(high) and low < MIN_LIMIT_SHARE * high:
-        return (
-            f"{gain_text} These runs do not determine E: it is at most {high:.3g} (95% interval)."
+    return not (records.is_finite(high) and low < MIN_LIMIT_SHARE * high)
+
+
+def describe_fit(law_fit: fit.Fit) -> list[str]:
+    """Return sentences about the columns, the objective and the intervals of a law."""
+    columns = ", ".join(f"{letter} = {column}" for letter, column in law_fit.columns.items())
+    lines = [
+        f"Columns of the records: {columns}.",
+        f"The fit minimizes the sum of {law_fit.loss}, which is {law_fit.objective:.3g} at the"
+        f" minimum. Scaled gradient: {law_fit.gradient:.1e}.",
+    ]
+    if law_fit.ensemble:
+        lines.append(
+            f"Intervals of parameters are percentiles of {law_fit.resampling}. They assume that the"
+            " form of the law is right; intervals of predictions include uncertainty about it."
         )
-    return f"{gain_text} E is {law_fit.params['E']:.3g}{_bounds_text(law_fit, 'E')}."
+    return lines
+
+
+def _fixed_tokens(law_fit: fit.Fit) -> str:
+    """Return the number of tokens that all runs of a law of size share, as text, "" otherwise."""
+    tokens = [row.get(records.TOKENS) for row in law_fit.data.rows]
+    if "D" in law_fit.inputs or "C" in law_fit.inputs or not all(map(records.is_finite, tokens)):
+        return ""
+    budgets = {style.format_si(value) for value in tokens}
+    return f" at {budgets.pop()} tokens" if len(budgets) == 1 else ""
+
+
+def _meaning(law_fit: fit.Fit, name: str) -> str:
+    """Return the meaning of a parameter in a law, "" if it has no known meaning."""
+    if name != "E":
+        return MEANINGS.get(name, "")
+    unit = "nats per token" if law_fit.columns[law_fit.output] == records.LOSS else ""
+    text = MEANINGS[name].format(inputs=" and ".join(law_fit.inputs)) + _fixed_tokens(law_fit)
+    text += f", {unit}" if unit else ""
+    return text if is_limit_determined(law_fit) else f"{text}; not determined by these runs"
 
 
 def _differs_from_prediction(sweep: summary.SweepSummary) -> bool:
@@ -98,7 +140,7 @@ def _parameters(law_fit: fit.Fit) -> Markup:
             "parameter": name,
             "value": value,
             "95% interval": law_fit.intervals.get(name, NO_INTERVAL),
-            "meaning": MEANINGS.get(name, ""),
+            "meaning": _meaning(law_fit, name),
         }
         for name, value in law_fit.params.items()
     ]
@@ -126,11 +168,13 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
         values = {**law_fit.params, **law_fit.derived}
         texts = [
             f"{key} {style.format_parameter(value)}{_bounds_text(law_fit, key)}"
+            + _note(law_fit, key)
             for key, value in values.items()
             if key not in HIDDEN
         ]
         formula = elements.format_formula(law_fit)
-        lines.append({"law": name, "formula": formula, "runs": law_fit.n, "95% intervals": texts})
+        line = {"law": name, "formula": formula, "fitted points": law_fit.n}
+        lines.append(line | {"95% intervals": texts})
         warnings += [f"{name}: {warning}" for warning in law_fit.warnings]
         n_finished = len(run_selection.without_trunks(sweep.finished))
         if name == "compute" and law_fit.n < n_finished:
@@ -153,10 +197,16 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
     return html.join_html(parts)
 
 
+def _note(law_fit: fit.Fit, key: str) -> str:
+    """Return a remark on a parameter that the runs do not determine, "" otherwise."""
+    return "" if key != "E" or is_limit_determined(law_fit) else " (not determined)"
+
+
 def _meanings(lines: list[dict]) -> Markup:
     """Return the meaning of the parameters in the rows of the table of other laws."""
     names = {text.partition(" ")[0] for line in lines for text in line["95% intervals"].split("; ")}
-    texts = [f"{name} ({MEANINGS[name]})" for name in MEANINGS if name in names]
+    meanings = MEANINGS | {"E": "limit of its law for large inputs; each law has its own"}
+    texts = [f"{name} ({meanings[name]})" for name in meanings if name in names]
     return html.paragraph(f"Parameters: {', '.join(texts)}.", "muted") if texts else Markup()
 
 

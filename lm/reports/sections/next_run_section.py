@@ -6,7 +6,7 @@ print(plan.advice)
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -27,6 +27,8 @@ SIZE_RANGE = np.geomspace(1e-2, 1e4, 2001)  # relative to the largest fitted run
 N_REFINEMENTS = 20  # repetitions of size and FLOPs per token, until they agree
 TOKENS_PER_PARAMETER = 20  # of the published rule of Hoffmann et al. 2022 (arXiv:2203.15556)
 PROPORTION = 1.2  # largest ratio of tokens per parameter among runs in proportion
+NEARLY_EQUAL = 1.15  # largest ratio of the inputs of two runs that are nearly equal
+FAR_FROM_RULE = 5.0  # ratio to the published rule from which the text has a caution
 TARGET_FACTOR = 10.0  # product of the inputs of the target, relative to the largest fitted run
 TITLES = {"N": "parameters without embeddings", "D": "tokens", "C": "FLOPs of a run"}
 
@@ -109,15 +111,17 @@ def next_runs(sweep: summary.SweepSummary) -> Markup:
     formats: dict[str, Any] = dict.fromkeys(("budget, FLOPs", "FLOPs"), style.power_of_ten)
     formats |= dict.fromkeys(TITLES.values(), style.format_si)
     first = plan.advice.runs[0]
-    size = f" of {style.format_si(first['N'])} parameters" if "N" in first else ""
     benefit = (
-        f"Add a run{size}. It costs no more than the most expensive run of the law. If the form of"
-        f" the law is right, the standard deviation of the prediction at {plan.describe_target()}"
-        f" falls from {plan.advice.before:.3g} to {plan.advice.after:.3g} nats."
+        f"{_describe_refit(sweep, plan.law_fit)}Add a run{_describe_inputs(first)}."
+        f"{_describe_nearest(sweep, first)} It costs no more than the most expensive run of the"
+        f" law. If the form of the law is right, the standard deviation of the prediction at"
+        f" {plan.describe_target()} falls from {plan.advice.before:.3g} to"
+        f" {plan.advice.after:.3g} nats."
     )
     note = (
         "Each line is the run within a budget that narrows this prediction the most per FLOP."
-        " Candidates are within the reach of the law and cheaper than the target."
+        f" The possible runs have up to {plan.law_fit.reach:g} times the inputs of the largest"
+        " fitted run, and cost less than the run whose loss is predicted."
     )
     return html.join_html(
         [
@@ -130,7 +134,54 @@ def next_runs(sweep: summary.SweepSummary) -> Markup:
     )
 
 
+def _describe_inputs(run: Mapping) -> str:
+    """Return the size and the tokens of a proposed run as text."""
+    size = f" of {style.format_si(run['N'])} parameters" if "N" in run else ""
+    return size + (f" on {style.format_si(run['D'])} tokens" if "D" in run else "")
+
+
+def _describe_refit(sweep: summary.SweepSummary, law_fit: fit.Fit) -> str:
+    """Return the advice to use a finished target that is not in the law, "" without one."""
+    if sweep.measured is None or not sweep.target or elements.is_in_fit(sweep.target, law_fit):
+        return ""
+    name = elements.short_run_name(sweep.target)
+    return f"First fit the law again with {name}: it is finished and costs nothing. "
+
+
+def _describe_nearest(sweep: summary.SweepSummary, run: Mapping) -> str:
+    """Return the finished run of nearly the same size and tokens as a proposed run, "" if none."""
+    columns = {"N": records.N_PARAMS, "D": records.TOKENS}
+    wanted = {column: run[letter] for letter, column in columns.items() if letter in run}
+    rows = [row for row in sweep.finished if wanted and _has_numbers(row, list(wanted))]
+    if not rows:
+        return ""
+
+    def distance(row: Mapping) -> float:
+        """Return the largest factor between the inputs of a row and of the proposed run."""
+        return max(abs(np.log(row[column] / value)) for column, value in wanted.items())
+
+    nearest = min(rows, key=distance)
+    if distance(nearest) > np.log(NEARLY_EQUAL):
+        return ""
+    name = elements.short_run_name(nearest)
+    return f" The nearest finished run is {name}, so the new run is nearly a second seed of it."
+
+
+class SizeAdvice(NamedTuple):
+    """Size for more compute, as sentences. Empty sentences are left out of the text."""
+
+    budget: str  # the compute
+    size: str  # size and tokens of the run, or the reason for an unknown size
+    caution: str = ""  # origin of the size, and reasons to doubt it
+    details: str = ""  # predicted losses and alternatives
+
+
 def describe_size(sweep: summary.SweepSummary) -> str:
+    """Return the text of `advise_size`."""
+    return " ".join(text for text in advise_size(sweep) if text)
+
+
+def advise_size(sweep: summary.SweepSummary) -> SizeAdvice:
     """Return the size to train with ten times the compute of the most expensive finished run.
 
     A law of size and tokens, or else an isoFLOP law, divides the budget. Without them, the size
@@ -139,7 +190,7 @@ def describe_size(sweep: summary.SweepSummary) -> str:
     keys = (records.FLOPS, records.N_PARAMS, records.TOKENS)
     rows = [row for row in sweep.finished if _has_numbers(row, keys)]
     if not rows:
-        return "Size unknown, because no run with a loss is finished."
+        return SizeAdvice("", "Size unknown, because no run with a loss is finished.")
     costs = [tuple(row[key] for key in keys) for row in rows]
     most_expensive = max(rows, key=lambda row: row[records.FLOPS])
     budget = COMPUTE_FACTOR * most_expensive[records.FLOPS]
@@ -159,8 +210,41 @@ def describe_size(sweep: summary.SweepSummary) -> str:
         low, high = map(style.format_si, best.n_interval)
         text = f"train {style.format_si(best.n)} parameters without embeddings (95% interval {low}"
         text += f" to {high}) on {style.format_si(best.d)} tokens."
-        return f"{prefix} {text} {_describe_division(name, law_fit, best)}"
-    return f"{prefix} {_size_without_division(sweep, budget)}"
+        caution = describe_ratio(best.d / best.n, rows)
+        if name != "isoFLOP" and (size := _isoflop_size(sweep, budget, costs)):
+            caution += (
+                f" The isoFLOP law divides the same budget at {style.format_si(size)} parameters."
+            )
+        return SizeAdvice(prefix, text, caution, _describe_division(name, law_fit, best))
+    return _size_without_division(sweep, prefix, budget)
+
+
+def describe_ratio(ratio: float, rows: Sequence[Mapping]) -> str:
+    """Return tokens per parameter beside the published rule, with a caution if they differ much.
+
+    rows: finished runs. A ratio outside the range of theirs is part of the caution.
+    """
+    text = f"this is {ratio:.2g} tokens per parameter; the published rule is {TOKENS_PER_PARAMETER}"
+    if max(ratio / TOKENS_PER_PARAMETER, TOKENS_PER_PARAMETER / ratio) < FAR_FROM_RULE:
+        return f"{text.capitalize()}."
+    ratios = [row[records.TOKENS] / row[records.N_PARAMS] for row in rows]
+    untested = ""
+    if ratios and not min(ratios) <= ratio <= max(ratios):
+        untested = f", and the finished runs have {min(ratios):.2g} to {max(ratios):.3g}"
+    return f"Caution: {text} (Hoffmann et al. 2022){untested}."
+
+
+def _isoflop_size(
+    sweep: summary.SweepSummary, budget: float, costs: Sequence[tuple[float, ...]]
+) -> float:
+    """Return the best size for a budget by the isoFLOP law of the size, 0.0 without such a law."""
+    law_fit = sweep.laws["isoFLOP"][0]
+    if law_fit is None or not law_fit.output.startswith("N"):
+        return 0.0
+    try:
+        return _divide_budget(law_fit, budget, costs).n
+    except ValueError:
+        return 0.0
 
 
 def _describe_division(name: str, law_fit: fit.Fit, best: compute_optimal.Allocation) -> str:
@@ -212,13 +296,14 @@ def _size_at_cost(law_fit: fit.Fit, budget: float) -> float:
     return float(np.exp(np.interp(np.log(budget), np.log(flops), np.log(sizes))))
 
 
-def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
-    """Return the size for a budget of FLOPs by the law of size, in words."""
+def _size_without_division(sweep: summary.SweepSummary, prefix: str, budget: float) -> SizeAdvice:
+    """Return the size for a budget of FLOPs by the law of size. prefix: sentence on the budget."""
     law_fit = sweep.fit
     if law_fit is None or law_fit.columns.get("N") != records.N_PARAMS:
-        return "size unknown, because no law of size was fitted."
+        return SizeAdvice(prefix, "size unknown, because no law of size was fitted.")
     if not all(_has_numbers(row, (records.TOKENS,)) for row in law_fit.data.rows):
-        return "size unknown, because the records have no numbers of tokens."
+        reason = "size unknown, because the records have no numbers of tokens."
+        return SizeAdvice(prefix, reason)
     largest = max(law_fit.data.rows, key=lambda row: row[records.N_PARAMS])
     ratios = [row[records.TOKENS] / row[records.N_PARAMS] for row in law_fit.data.rows]
     is_in_proportion = max(ratios) < PROPORTION * min(ratios)
@@ -227,41 +312,45 @@ def _size_without_division(sweep: summary.SweepSummary, budget: float) -> str:
     try:
         size = _size_at_cost(law_fit, budget)
     except ValueError as error:
-        return f"size unknown: {error}."
+        return SizeAdvice(prefix, f"size unknown: {error}.")
     factor = size / largest[records.N_PARAMS]
     tokens = largest[records.TOKENS] * (factor if is_in_proportion else 1)
     estimate = law_fit.predict(size)
     prediction = style.format_prediction(estimate.value, estimate.lo, estimate.hi)
     unknown = (
         "These runs do not determine the best division of compute between size and tokens, which"
-        f" needs sizes at {run_selection.MIN_BUDGETS} or more token budgets."
+        f" needs several sizes at {run_selection.MIN_BUDGETS} or more token budgets."
     )
     ruled_size = _size_by_rule(law_fit, budget)
     ruled_tokens = TOKENS_PER_PARAMETER * ruled_size
     if is_in_proportion or ruled_tokens <= tokens:  # the rule would train on less text
         same = "tokens per parameter" if is_in_proportion else "tokens"
-        return (
+        text = (
             f"train about {style.format_si(size)} parameters without embeddings on"
             f" {style.format_si(tokens)} tokens, the same {same} as the largest run;"
-            f" the law predicts a loss of {prediction}. {unknown}"
+            f" the law predicts a loss of {prediction}."
         )
+        ratio = describe_ratio(tokens / size, law_fit.data.rows)
+        return SizeAdvice(prefix, text, f"{ratio} {unknown}")
     comparison = ""
     if ruled_size < largest[records.N_PARAMS]:
         largest_ratio = largest[records.TOKENS] / largest[records.N_PARAMS]
         comparison = (
-            f" This model is smaller than {elements.short_run_name(largest)}, the largest run,"
+            f"This model is smaller than {elements.short_run_name(largest)}, the largest run,"
             f" which was trained on only {largest_ratio:.2g} tokens per parameter: the additional"
-            " compute pays for text."
+            " compute pays for text. "
         )
-    return (
+    return SizeAdvice(
+        prefix,
         f"train about {style.format_si(ruled_size)} parameters without embeddings on"
-        f" {style.format_si(ruled_tokens)} tokens. This is the published rule of"
-        f" {TOKENS_PER_PARAMETER} tokens per parameter (Hoffmann et al. 2022). {unknown}"
-        f"{comparison} The law of size was fitted at {style.format_si(tokens)} tokens, so it"
+        f" {style.format_si(ruled_tokens)} tokens.",
+        f"This is the published rule of {TOKENS_PER_PARAMETER} tokens per parameter (Hoffmann et"
+        f" al. 2022). {unknown}",
+        f"{comparison}The law of size was fitted at {style.format_si(tokens)} tokens, so it"
         f" predicts no loss for this run. The alternative is to train on {style.format_si(tokens)}"
         f" tokens again: the same FLOPs then train about {style.format_si(size)} parameters, with a"
         f" predicted loss of {prediction}. It is not recommended, because"
-        f" {tokens / size:.2g} tokens per parameter are far from the published rule."
+        f" {tokens / size:.2g} tokens per parameter are far from the published rule.",
     )
 
 

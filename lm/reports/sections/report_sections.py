@@ -42,7 +42,10 @@ FIGURES = {
     "cost": ("goodput",),
     "runs": ("curves", "sources", "rates_by_width", "rates_by_depth"),
 }
+# Titles in a sweep of cooldown branches. The FLOPs of the laws contain those of the trunk run.
+TRUNK_COLUMNS = {"FLOPs": "FLOPs with trunk", "time": "time without trunk"}
 SHAPE_COLUMNS = ("width", "depth")  # among the config fields that differ between runs
+HIDDEN_FIELDS = ("name", "dir", "is_prediction_target")  # other columns and sections have them
 FACT_PREFIXES = ("code.", "corpus.", "devices", "versions.")
 # Facts that other sections show, or that only the code reads.
 INTERNAL_FACTS = ("corpus.warnings", "devices.cut", "devices.pack")
@@ -65,7 +68,7 @@ def all_sections(
         for section, names in shown.items()
     }
     first_figure = figures[main] if main else html.paragraph(NO_FIGURE, "muted")
-    return {
+    sections = {
         "What was trained": setup_section.training_setup(sweep),
         "The law": law_section.law_section(sweep, first_figure, grids["law"]),
         "Prediction and result": prediction_section.prediction_section(sweep, grids["prediction"]),
@@ -78,8 +81,9 @@ def all_sections(
             sweep, rates or device_cost.DeviceRates(), grids["cost"]
         ),
         "Runs and settings": _runs_and_settings(sweep, grids["runs"]),
-        "How to reproduce it": _reproduction(sweep),
     }
+    terms = html.glossary(" ".join(sections.values()))
+    return sections | {"How to reproduce it": _reproduction(sweep, terms)}
 
 
 def main_figure(names: Container[str]) -> str:
@@ -126,8 +130,7 @@ def _runs(sweep: summary.SweepSummary) -> Markup:
     columns = [column for column in columns if column not in shared]
     if len(sweep.without_trunks) < len(sweep.rows):
         columns = [
-            dataclasses.replace(c, title="FLOPs with trunk") if c.title == "FLOPs" else c
-            for c in columns
+            dataclasses.replace(c, title=TRUNK_COLUMNS.get(c.title, c.title)) for c in columns
         ]
     parts = [_run_table(sweep.rows, columns)]
     if by_source:
@@ -174,6 +177,10 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
         for reason, names in excluded.items()
     ]
     if lines:
+        if sweep.fit and sweep.measured is not None and sweep.target:
+            if not elements.is_in_fit(sweep.target, sweep.fit):
+                name = elements.short_run_name(sweep.target)
+                lines.append({"run": name, "status": "done", "reason": "predicted by the law"})
         return html.html_table(lines)
     text = "None: every run is done" + (" and in the law" if sweep.fit else "")
     if sweep.fit and sweep.target and not elements.is_in_fit(sweep.target, sweep.fit):
@@ -207,7 +214,7 @@ def _events(sweep: summary.SweepSummary) -> Markup:
 
 def _settings(sweep: summary.SweepSummary) -> list[Markup]:
     """Return the config fields that differ between runs, and those that all runs share."""
-    fields = [field for field in schema.field_types(schema.Run) if field not in ("name", "dir")]
+    fields = [field for field in schema.field_types(schema.Run) if field not in HIDDEN_FIELDS]
     values = {field: [str(row.get(field)) for row in sweep.rows] for field in fields}
     varied = [field for field in fields if len(set(values[field])) > 1]
     by_run = [
@@ -216,17 +223,26 @@ def _settings(sweep: summary.SweepSummary) -> list[Markup]:
         for row in sweep.rows
         if varied
     ]
-    shared = "\n".join(
-        f"{field} = {texts[0]}" for field, texts in values.items() if texts and field not in varied
-    )
+    defaults = {field: str(value) for field, value in schema.flatten(schema.Run()).items()}
+    shared = {field: texts[0] for field, texts in values.items() if texts and field not in varied}
+    changed = {field: text for field, text in shared.items() if text != defaults.get(field)}
+    unchanged = {field: text for field, text in shared.items() if field not in changed}
     sections = {"Config fields that differ between runs": html.html_table(by_run)} if by_run else {}
-    title = "Config fields that all runs share" if by_run else "Config fields"
-    sections[title] = html.code_block(shared)
+    owner = "Config fields that all runs share" if by_run else "Config fields"
+    for title, fields_of_title in (
+        (f"{owner}, other than the defaults", changed),
+        (f"{owner}, equal to the defaults", unchanged),
+    ):
+        lines = "\n".join(f"{field} = {text}" for field, text in fields_of_title.items())
+        sections[title] = html.code_block(lines or "none")
     return [html.collapsed_section(name, body) for name, body in sections.items()]
 
 
-def _reproduction(sweep: summary.SweepSummary) -> Markup:
-    """Return commit, commands, corpus, devices and versions, and the terms of the report."""
+def _reproduction(sweep: summary.SweepSummary, terms: Markup) -> Markup:
+    """Return commit, commands, corpus, devices and versions, and the terms of the report.
+
+    terms: definitions of the terms.
+    """
     facts = []
     for key in sorted({key for row in sweep.rows for key in row}):
         values = sorted({_fact_text(row[key]) for row in sweep.rows if row.get(key) is not None})
@@ -239,7 +255,7 @@ def _reproduction(sweep: summary.SweepSummary) -> Markup:
         [
             reproduction_section.training_commands(sweep, report),
             html.collapsed_section("Versions, devices and text", html.html_table(facts)),
-            html.collapsed_section("Terms of this report", html.glossary()),
+            html.collapsed_section("Terms of this report", terms),
         ]
     )
 

@@ -8,9 +8,11 @@ from markupsafe import Markup
 
 from lm.reports import html, summary
 from lm.reports.plots import elements
-from lm.runs import records
+from lm.reports.sections import setup_section
+from lm.runs import records, short_names
 from lm.runs.integrity import sweep_files
 
+COMMITTED_FOLDER = "configs/"  # of the sweep files of this project
 MAX_SOURCES = 12  # sources of text that the note names
 
 
@@ -25,7 +27,8 @@ def training_commands(sweep: summary.SweepSummary, report: str) -> Markup:
     duration = ""
     if seconds:
         duration = f" (training time, summed over the runs: {summary.format_duration(seconds)})"
-    purpose = f"These commands train all runs{duration}, and write this page again."
+    purpose = describe_repetition(sweep)
+    purpose += f" These commands train all runs{duration}, and write this page again."
     if command:
         folder = shlex.join(sweep_files.folder_arguments(sweep.path, sweep.facts))
         command = f"{command} {folder}".rstrip()
@@ -35,6 +38,40 @@ def training_commands(sweep: summary.SweepSummary, report: str) -> Markup:
     notes = [_commit_note(sweep, commits), _file_note(sweep), _text_note(sweep), _times_note(sweep)]
     paragraphs = [html.paragraph(note, "muted") for note in notes if note]
     return html.join_html([html.paragraph(purpose), html.code_block(commands), *paragraphs])
+
+
+def describe_repetition(sweep: summary.SweepSummary) -> str:
+    """Return a sentence: what does a reader need, besides the commit, to repeat the sweep?"""
+    if not sweep.facts.get("command"):
+        return "Not repeatable by a command: the records name no sweep file."
+    needed = requirements(sweep)
+    if not needed:
+        return "Repeatable from the commit: no other files are needed."
+    return (
+        f"Repeatable only with {', '.join(needed[:-1])}{' and ' * (len(needed) > 1)}{needed[-1]}."
+    )
+
+
+def requirements(sweep: summary.SweepSummary) -> list[str]:
+    """Return the files and changes that a repetition needs and that no commit contains."""
+    needed = []
+    file = str(sweep.facts.get("sweep") or "").partition(":")[0]
+    if file.endswith(".py") and not file.startswith(COMMITTED_FOLDER):
+        needed.append(f"the file {file}")
+    sources = {source for row in sweep.rows for source in row.get("data.sources") or ()}
+    files = [s for s in sources if s.partition(":")[0] in short_names.FILE_SOURCES]
+    if files:
+        count = "1 source" if len(files) == 1 else f"{len(files)} sources"
+        needed.append(f"the text files of {count}")
+    commits = [str(row["code.commit"]) for row in sweep.rows if row.get("code.commit")]
+    n_modified = sum(commit.endswith("+") for commit in commits)
+    if n_modified:
+        n_runs = f"{n_modified} of {len(sweep.rows)} runs"
+        needed.append(f"the uncommitted code of {n_runs}")
+    n_commits = len({commit.rstrip("+") for commit in commits})
+    if n_commits > 1:
+        needed.append(f"all {n_commits} commits of the runs")
+    return needed
 
 
 def _commit_note(sweep: summary.SweepSummary, commits: Counter[str]) -> str:
@@ -70,6 +107,8 @@ def _file_note(sweep: summary.SweepSummary) -> str:
         return ""
     text = f"{name} is the file that defines the sweep"
     text += f", and {arguments} are the arguments of its function get_sweep." if arguments else "."
+    if name.startswith(COMMITTED_FOLDER):
+        return f"{text} Without it, config.json in the folder of each run has all settings."
     if "/" not in name:
         text += " It has no folder, so it was in the folder in which the command ran."
     show = f"git ls-files '*{PurePosixPath(name).name}'"
@@ -87,9 +126,19 @@ def _text_note(sweep: summary.SweepSummary) -> str:
     more = f" and {len(sources) - MAX_SOURCES} more" if len(sources) > MAX_SOURCES else ""
     text = "The training text is not part of the records. Its sources: "
     text += f"{', '.join(sources[:MAX_SOURCES])}{more}."
-    if any(source.startswith("jsonl:") for source in sources):
-        text += " The jsonl sources are files on the machine that trained the runs."
+    kinds = [kind for kind in short_names.FILE_SOURCES if any(_is_kind(s, kind) for s in sources)]
+    if kinds:
+        text += (
+            f" The {' and '.join(kinds)} sources are files on the machine that trained the runs."
+        )
+    if any(source in setup_section.ORIGINS for source in sources):
+        text += " Equal versions of Python and of its packages give equal text of code and docs."
     return f"{text} The hashes below identify the text: equal hashes are equal text."
+
+
+def _is_kind(source: str, kind: str) -> bool:
+    """Return True if a source has the prefix of a kind."""
+    return source.startswith(f"{kind}:")
 
 
 def _times_note(sweep: summary.SweepSummary) -> str:

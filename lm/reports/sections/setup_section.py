@@ -12,6 +12,11 @@ from lm.reports.plots import elements, style
 from lm.runs import records, run_selection, short_names
 
 MAX_SOURCES = 8  # sources that the line of the text names
+ORIGINS = {
+    "code": "source code of Python's standard library",
+    "docs": "docstrings of Python and of its packages",
+    "tasks": "generated",
+}
 
 
 def training_setup(sweep: summary.SweepSummary) -> Markup:
@@ -36,7 +41,8 @@ def describe_models(sweep: summary.SweepSummary) -> str:
     n_done = sum(row["status"] == "done" for row in rows)
     counts = f"{elements.count_label(range(n_runs))}, {n_done} done"
     if n_trunks:
-        counts += f" ({n_trunks} of them stable phases from which cooldown branches start)"
+        counts += f" ({n_trunks} of them trunk runs, from which cooldown branches start; laws and"
+        counts += f" figures use the other {len(rows) - n_trunks})"
     sizes = sorted({row[records.N_PARAMS] for row in rows if row.get(records.N_PARAMS)})
     text = f"{counts}, of {_family(rows)}"
     if sizes:
@@ -72,10 +78,26 @@ def describe_text(rows: Sequence[dict]) -> str:
     names = list(short_names.shorten_sources(sources).values())
     more = f" and {len(names) - MAX_SOURCES} more" if len(names) > MAX_SOURCES else ""
     if names:
-        text += f" from {', '.join(names[:MAX_SOURCES])}{more}"
+        shown = [f"{name} ({ORIGINS[name]})" if name in ORIGINS else name for name in names]
+        text += f" from {', '.join(shown[:MAX_SOURCES])}{more}"
     if tokenizer := _join(rows, "data.tokenizer"):
         text += f"; tokenizer {tokenizer}"
-    return f"{text}."
+    return f"{text}{_describe_passes(rows)}."
+
+
+def _describe_passes(rows: Sequence[dict]) -> str:
+    """Return the unique tokens and the most passes over a source as text, "" if unknown."""
+    unique = _values(rows, "unique_tokens")
+    passes = [
+        row[key]
+        for row in rows
+        for key in row
+        if key.startswith("epochs.") and records.is_finite(row[key])
+    ]
+    if not unique or not passes:
+        return ""
+    text = f"; {_range(unique, style.format_si)} unique tokens, of which a run"
+    return f"{text} passes over a source at most {max(passes):.2g} times"
 
 
 def _planned_tokens(row: dict) -> float:

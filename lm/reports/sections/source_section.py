@@ -7,13 +7,19 @@ import numpy as np
 from markupsafe import Markup
 
 from lm.reports import html, summary
-from lm.reports.audit import target_prediction
+from lm.reports.audit import target_prediction, verdict_rounding
 from lm.reports.plots import elements, style
 from lm.runs import records, short_names, task_results
 
 NOTE = (
     "The law of size predicts the total loss. A shifted power law of the total loss then predicts "
-    "each source (arXiv:2411.12925). An error of the total is therefore an error of all sources."
+    "each source (arXiv:2411.12925). An error of the total is therefore an error of all sources. A "
+    "deviation is (measured - predicted) / predicted."
+)
+
+GROUP_NOTE = (
+    "The standard error of a paradigm is that of its examples. The standard error of a group is"
+    " that of its paradigms, which differ more."
 )
 
 
@@ -76,7 +82,10 @@ def source_losses(sweep: summary.SweepSummary) -> Markup:
     parts = [_table(sources), html.paragraph(NOTE, "muted")]
     parts += [html.paragraph(line, "muted") for line in describe_errors(sweep)]
     if tasks:
-        parts.append(html.collapsed_section("Bits per byte of the tasks", _table(tasks)))
+        table = [_table(tasks)]
+        if task_results.paradigm_means(sweep.rows):
+            table.append(html.paragraph(GROUP_NOTE, "muted"))
+        parts.append(html.collapsed_section("Bits per byte of the tasks", html.join_html(table)))
     return html.join_html(parts)
 
 
@@ -86,8 +95,9 @@ def describe_errors(sweep: summary.SweepSummary) -> list[str]:
     The list is empty before the target is done.
     """
     lines = []
-    kinds = (("source", "sources", False), ("task", "tasks and groups of tasks", True))
-    for kind, plural, is_task in kinds:
+    has_groups = bool(task_results.paradigm_means(sweep.rows))
+    tasks = "paradigms and groups" if has_groups else "tasks"
+    for kind, plural, is_task in (("source", "sources", False), ("task", tasks, True)):
         results = [r for r in load_results(sweep) if r.is_task == is_task]
         errors = {r.name: abs(r.error) for r in results if r.error is not None}
         if not errors:
@@ -95,8 +105,9 @@ def describe_errors(sweep: summary.SweepSummary) -> list[str]:
         n_inside = sum(r.is_inside for r in results)
         count = f"1 {kind}" if len(errors) == 1 else f"{len(errors)} {plural}"
         largest = max(errors, key=lambda name: errors[name])
+        quantity = "bits per byte" if is_task else "losses"
         lines.append(
-            f"Predicted losses of {count}: mean deviation {np.mean(list(errors.values())):.2%},"
+            f"Predicted {quantity} of {count}: mean deviation {np.mean(list(errors.values())):.2%},"
             f" largest {errors[largest]:.2%} ({largest}), {n_inside} of {len(errors)} inside their"
             " interval."
         )
@@ -107,7 +118,7 @@ def _table(results: Sequence[SourceResult]) -> Markup:
     """Return the table of some sources or tasks."""
     formats = {
         "predicted": style.format_number,
-        "95% interval": lambda bounds: " to ".join(map(style.format_number, bounds)),
+        "95% interval": lambda bounds: f"{bounds[0]:#.{bounds[2]}g} to {bounds[1]:#.{bounds[2]}g}",
     }
     return html.html_table([_row(result) for result in results], formats)
 
@@ -118,16 +129,19 @@ def _row(result: SourceResult) -> dict[str, Any]:
     has_value = records.is_finite(prediction.get("value"))
     value, lo, hi = elements.predicted_interval(prediction)
     text, deviation, is_inside = "not yet", None, None
+    digits = verdict_rounding.MIN_DIGITS
     if measured is not None:
+        if has_value:
+            digits = verdict_rounding.count_digits(measured, lo, hi)
         measurement = summary.Measurement(measured, result.standard_error)
-        text = summary.format_measurement(measurement)
+        text = summary.format_measurement(measurement, digits)
         if has_value:
             deviation = summary.relative_error(measured, value)
             is_inside = "yes" if result.is_inside else "no"
     return {
         "task" if result.is_task else "source": result.name,
         "predicted": value if has_value else None,
-        "95% interval": (lo, hi) if has_value else None,
+        "95% interval": (lo, hi, digits) if has_value else None,
         "measured": text,
         "deviation": deviation,
         "inside the interval": is_inside,

@@ -7,6 +7,7 @@ from lm.reports.plots import elements, style
 from lm.reports.sections.abilities import task_section
 from lm.runs import records, run_selection, short_names, task_results
 
+MAX_FALLING = 6  # paradigms with a falling accuracy that the text names
 MAX_FLAT = 24  # tasks without a trend that the text names
 
 
@@ -31,25 +32,20 @@ def describe_abilities(sweep: summary.SweepSummary) -> list[str]:
     trends = task_trends.fit_trends(sweep.finished)
     selection = run_selection.largest_token_budget(sweep.finished)
     counted = task_significance.count_tasks(selection.rows)
-    lines = []
-    if counted:
-        row = counted[-1]
-        lines.append(
-            f"The largest finished model, {elements.short_run_name(row)}, masters"
-            f" {row['tasks.mastered']} of {row['tasks.n']} tasks and is above baseline in"
-            f" {row['tasks.above_baseline']}."
-        )
+    lines = [text for text in [describe_counts(sweep)] if text]
     lines += _describe_means(selection.rows)
     if len({row[records.N_PARAMS] for row in selection.rows}) < 2:
         return [*lines, "Which tasks improve with size is unknown: only one size is finished."]
     above = task_significance.tasks_above_baseline(counted[-1]) if counted else set()
     improving = [t for t in trends if t.direction == "improves"]
-    if not improving:
-        lines.append("Improve with size: no task.")
+    worsening = [t for t in trends if t.direction == "worsens"]
+    for text, group in (("Improve with size", improving), ("Get worse with size", worsening)):
+        if not group:
+            lines.append(f"{text}: none.")
     for text, group in (
         ("Improve with size and are above baseline", [t for t in improving if t.task in above]),
         ("Improve with size, but are not above baseline", _without(improving, above)),
-        ("Get worse with size", [t for t in trends if t.direction == "worsens"]),
+        ("Get worse with size", worsening),
     ):
         if group:
             ranked = sorted(group, key=lambda trend: -abs(trend.z))
@@ -61,12 +57,51 @@ def describe_abilities(sweep: summary.SweepSummary) -> list[str]:
     names = f" ({', '.join(flat[:MAX_FLAT])}{more})" if flat else ""
     noun = "scores" if task_results.paradigm_means(selection.rows) else "tasks"
     lines.append(
-        f"No trend: {len(flat)} of {len(trends)} {noun}{names}. A trend is a slope of accuracy over"
-        f" log size of more than {task_trends.MIN_TREND:g} standard errors."
+        f"No trend: {len(flat)} of {len(trends)} {noun}{names}. A trend is a rise or a fall:"
+        f" a slope of accuracy over log size of more than {task_trends.MIN_TREND:g} standard"
+        " errors."
     )
+    lines += _describe_parts(selection.rows)
     if note := budget_sentence(sweep):
         lines.append(f"{note.removesuffix('.')}, in the trends and in the figures against size.")
     return lines
+
+
+def describe_counts(sweep: summary.SweepSummary) -> str:
+    """Return the numbers of tasks above, at and below baseline of the largest model, or ""."""
+    counted = task_significance.count_tasks(run_selection.largest_token_budget(sweep.finished).rows)
+    if not counted:
+        return ""
+    row = counted[-1]
+    n_above, n_below = row["tasks.above_baseline"], row["tasks.below_baseline"]
+    return (
+        f"The largest finished model, {elements.short_run_name(row)}, masters"
+        f" {row['tasks.mastered']} of {row['tasks.n']} tasks. It is significantly above baseline in"
+        f" {n_above}, significantly below in {n_below}, and neither in"
+        f" {row['tasks.n'] - n_above - n_below}."
+    )
+
+
+def _describe_parts(rows: list[dict]) -> list[str]:
+    """Return a sentence about rising and falling single paradigms, [] without minimal pairs."""
+    shown = set(task_results.summary_tasks(rows))
+    parts = [task for task in task_results.task_names(rows) if task not in shown]
+    if not parts:
+        return []
+    trends = task_trends.fit_trends(rows, parts)
+    falling = sorted((t for t in trends if t.direction == "worsens"), key=_rise)
+    n_rising = sum(trend.direction == "improves" for trend in trends)
+    names = f": {', '.join(map(_describe_trend, falling[:MAX_FALLING]))}" if falling else ""
+    more = f" and {len(falling) - MAX_FALLING} more" if len(falling) > MAX_FALLING else ""
+    return [
+        f"Single paradigms: {n_rising} of {len(parts)} improve with size, and {len(falling)} get"
+        f" worse{names}{more}."
+    ]
+
+
+def _rise(trend: task_trends.TaskTrend) -> float:
+    """Return the difference between the accuracies of the largest and the smallest size."""
+    return trend.largest - trend.smallest
 
 
 def budget_sentence(sweep: summary.SweepSummary) -> str:
@@ -102,6 +137,6 @@ def _describe_means(rows: list[dict]) -> list[str]:
 def _describe_trend(trend: task_trends.TaskTrend) -> str:
     """Return the scores of the smallest and the largest size, and a best score between them."""
     text = f"{trend.smallest:.0%} to {trend.largest:.0%}"
-    if trend.is_past_its_best:
+    if trend.is_past_its_best and trend.best > trend.smallest:
         text += f", after {trend.best:.0%} at {style.format_si(trend.best_size)} parameters"
     return f"{short_names.shorten_task(trend.task)} ({text})"

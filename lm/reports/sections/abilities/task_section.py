@@ -6,9 +6,11 @@ from typing import Any
 from markupsafe import Markup
 
 from lm.reports import html, summary, task_analysis, task_significance
+from lm.reports.audit import target_prediction
 from lm.reports.plots import elements
 from lm.runs import records, run_selection, short_names, task_results
 
+MAX_BELOW = 8  # tasks below baseline that the text names
 METRIC_TITLES = {
     "p_right": "probability of the correct answer",
     "bits_per_byte": "bits per byte of the correct answer",
@@ -52,14 +54,18 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
         " a line. Seed: difference between seeds. Signal to noise combines sampling noise with the"
         " larger of checkpoint and seed noise. Verdict: predictable if at least three sizes in a"
         " row to the largest are above baseline, none of them clearly below a smaller size, and the"
-        " signal is twice the noise; at or below baseline if no size is above it; above baseline if"
-        " there are fewer than three sizes; noisy otherwise."
+        " signal is twice the noise. Not above baseline: no size is significantly above. Below"
+        " baseline: the largest size is significantly below as well. Noisy: the signal is less than"
+        " twice the noise. Not stable: fewer than three sizes in a row to the largest are above"
+        " baseline without a clear fall. Above baseline: there are fewer than three sizes. Chance:"
+        " accuracy of the best guess without the question."
     )
     order_note = "Rank correlation of each metric with accuracy over the runs (1: same order):"
     correlation_parts = []
     if correlations:
         table = html.html_table(correlations, correlation_formats)
-        correlation_parts = [html.paragraph(order_note, "muted"), table]
+        body = html.join_html([html.paragraph(order_note, "muted"), table])
+        correlation_parts = [html.collapsed_section("Rank correlation of metrics", body)]
     return html.join_html(
         [
             html.html_table(lines, formats, is_sortable=True),
@@ -81,8 +87,10 @@ def _task(sweep: summary.SweepSummary, verdict: dict) -> dict[str, Any]:
         "baseline score": verdict["baseline"],
         "best accuracy": verdict["best_accuracy"],
     }
-    predictions = (sweep.prediction or {}).get("tasks")
-    if predictions:
+    prediction = sweep.prediction or {}
+    predictions = prediction.get("tasks")
+    # Abilities replace these predictions, which have another method.
+    if predictions and target_prediction.ABILITIES not in prediction:
         prediction = predictions.get(verdict["task"], {})
         has_value = records.is_finite(prediction.get("value"))
         bounds = elements.predicted_interval(prediction) if has_value else ()
@@ -119,9 +127,15 @@ def _baseline_notes(rows: Sequence[dict]) -> list[str]:
         f" discovery rate of {rate} over the tasks of a run (Benjamini-Hochberg)."
         f" {elements.short_run_name(row)}: {row['tasks.above_baseline']} of {row['tasks.n']} tasks."
     ]
-    names = elements.format_tasks(task_significance.tasks_below_baseline(row))
+    below = task_significance.tasks_below_baseline(row)
+    if len(below) > MAX_BELOW:
+        text = "see the verdicts of the table"
+    else:
+        text = elements.format_tasks(below)
+    count = f"{len(below)} tasks and groups" if len(below) > 1 else "1 task"
+    name = elements.short_run_name(row)
     return notes + (
-        [f"{elements.short_run_name(row)} is below baseline in {names}."] if names else []
+        [f"{name} is significantly below baseline in {count}: {text}."] if below else []
     )
 
 
