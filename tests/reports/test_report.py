@@ -71,7 +71,7 @@ def test_page_states_prediction_and_result(finished):
 def test_page_has_task_verdicts_and_correlations(finished):
     text = visible_text(finished[1])
     metric = "probability of the correct answer"
-    expected = ("copy?length=4", "at baseline", "predictable from", metric, "rank correlation")
+    expected = ("copy?length=4", "not above baseline", "predictable from", metric, "rank correlation")
     assert [phrase for phrase in expected if phrase not in text.replace("Rank", "rank")] == []
 
 

@@ -24,12 +24,12 @@ def rows(accuracies, chance=0.25, n=200, task="t", **metrics):
 @pytest.mark.parametrize(
     "accuracies, verdict",
     [
-        ((0.25, 0.26, 0.24, 0.25, 0.27), "at baseline"),
+        ((0.25, 0.26, 0.24, 0.25, 0.27), "not above baseline"),
         ((0.25, 0.20, 0.15, 0.10, 0.05), "below baseline"),
         ((0.25, 0.26, 0.45, 0.60, 0.80), "predictable from 100000 on"),
         ((0.40, 0.50, 0.60, 0.70, 0.80), "predictable from 10000 on"),
-        ((0.25, 0.26, 0.24, 0.25, 0.60), "noisy"),  # one size does not predict the next
-        ((0.40, 0.80, 0.45, 0.80, 0.45), "noisy"),
+        ((0.25, 0.26, 0.24, 0.25, 0.60), "not stable"),  # one size does not predict the next
+        ((0.40, 0.80, 0.45, 0.80, 0.45), "not stable"),
         ((0.50, 0.51, 0.50, 0.52, 0.51), "noisy"),  # size has no effect
     ],
 )

@@ -64,6 +64,8 @@ def requirements(sweep: summary.SweepSummary) -> list[str]:
         count = "1 source" if len(files) == 1 else f"{len(files)} sources"
         needed.append(f"the text files of {count}")
     commits = [str(row["code.commit"]) for row in sweep.rows if row.get("code.commit")]
+    if sweep.rows and not commits:
+        needed.append("the code, whose commit the records do not name")
     n_modified = sum(commit.endswith("+") for commit in commits)
     if n_modified:
         n_runs = f"{n_modified} of {len(sweep.rows)} runs"

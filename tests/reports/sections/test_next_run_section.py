@@ -90,5 +90,5 @@ def test_models_with_much_text_are_not_advised_to_use_less():
     tokens = style.format_si(max(row[records.TOKENS] for row in law_fit.data.rows))
     much_text = dataclasses.replace(sweep, rows=rows, fit=law_fit, prediction=None)
     budget = 10 * max(row["flops"] for row in rows)
-    text = next_run_section._size_without_division(much_text, budget)
+    text = next_run_section._size_without_division(much_text, "", budget).size
     assert f"on {tokens} tokens, the same tokens as the largest run" in text, text

@@ -44,7 +44,7 @@ def test_each_question_is_answered_in_one_section(toy):
     sections = {name: visible(html) for name, html in report_sections.all_sections(toy, {}).items()}
     assert list(sections) == HEADINGS
     for heading, phrase in (
-        ("The law", "How sure is the law? Trust it up to"),
+        ("The law", "How sure is the law? Tested once, up to"),
         ("The next run", "10 times the compute of 1.6M ("),
         ("Abilities", "Improve with size and are above baseline:"),
         ("Time and cost", "Spent:"),
@@ -65,7 +65,7 @@ def test_setup_has_three_lines_of_models_text_and_recipe(toy):
     text = visible(setup_section.training_setup(toy))
     for phrase in (
         *("6 runs, 6 done", "6 sizes, 31K to 1.61M parameters", "1 seed", "(20 per parameter)"),
-        *("code, docs", "tokenizer bytes", "adamw, cosine schedule", "2 cpu"),
+        *("docs (docstrings of Python", "tokenizer bytes", "adamw, cosine schedule", "2 cpu"),
     ):
         assert phrase in text
 
@@ -74,7 +74,7 @@ def test_certainty_states_intervals_and_backtest(toy):
     text = " ".join(certainty_section.describe_certainty(toy))
     interval = r"predicts a loss of \d\.\d+ \[\d\.\d+, \d\.\d+\] \(± \d+\.\d%\)"
     assert re.search(rf"10 times the parameters of the largest fitted run\), it {interval}", text)
-    assert re.search(r"predicted 1 larger run, with an error of \d\.\d% of the measured loss", text)
+    assert re.search(r"predicted 1 larger run, with an error of \d\.\d% and inside", text)
     sweep = summary.load_summary("notebooks/data/real_ladder")
     text = " ".join(certainty_section.describe_certainty(sweep))
     assert "made 10 predictions of larger runs, with a mean error of 2.4%" in text
@@ -84,13 +84,13 @@ def test_certainty_states_intervals_and_backtest(toy):
 
 def test_trust_follows_from_the_predicted_run(toy):
     prediction, value = toy.prediction, toy.prediction["value"]
-    assert certainty_section.describe_trust(toy).startswith("Trust it up to 1.61M parameters: the")
+    assert certainty_section.describe_trust(toy).startswith("Tested once, up to 1.61M parameters")
     changes = {"lo": 0.9 * value, "hi": 0.95 * value, "value": 0.92 * value}
     missed = dataclasses.replace(toy, prediction=prediction | changes)
     text = certainty_section.describe_trust(missed)
     assert text.startswith("Do not trust its intervals beyond the fitted runs: the result of 1.6M")
     unpredicted = dataclasses.replace(toy, prediction=None)
-    assert certainty_section.describe_trust(unpredicted).startswith("Trust it up to ")
+    assert certainty_section.describe_trust(unpredicted).startswith("Tested up to ")
     untested = dataclasses.replace(unpredicted, fit=copy.copy(toy.fit))
     untested.fit.score = backtesting.BacktestScore(reason="none")
     assert certainty_section.describe_trust(untested).startswith("Nothing tests this law")
