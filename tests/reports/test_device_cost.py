@@ -33,3 +33,10 @@ def test_report_states_price_and_energy(tmp_path):
         "energy, kWh": f"{hours:,.2f}",
     }
     assert report._cost_tiles(sweep, device_cost.DeviceRates()) == []
+
+
+def test_cost_of_a_branch_does_not_contain_that_of_its_trunk_run():
+    branch = {"tokens": 10, "parent.tokens": 8, "start.restore": "full_state"}
+    assert device_cost.incremental_cost(branch, "tokens") == 2
+    assert device_cost.incremental_cost(branch | {"start.restore": "weights"}, "tokens") == 10
+    assert device_cost.incremental_cost({}, "flops") == 0

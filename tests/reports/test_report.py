@@ -8,7 +8,7 @@ import pytest
 from fixtures import made_up_sweep
 from markupsafe import Markup
 
-from lm.reports import figures, html, report, summary
+from lm.reports import device_cost, figures, html, report, summary
 from lm.reports.plots import style
 from lm.reports.sections import forecast_section
 from lm.runs import json_files, provenance, records, task_results
@@ -71,7 +71,13 @@ def test_page_states_prediction_and_result(finished):
 def test_page_has_task_verdicts_and_correlations(finished):
     text = visible_text(finished[1])
     metric = "probability of the correct answer"
-    expected = ("copy?length=4", "not above baseline", "predictable from", metric, "rank correlation")
+    expected = (
+        "copy?length=4",
+        "not above baseline",
+        "predictable from",
+        metric,
+        "rank correlation",
+    )
     assert [phrase for phrase in expected if phrase not in text.replace("Rank", "rank")] == []
 
 

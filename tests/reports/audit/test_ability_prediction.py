@@ -226,11 +226,11 @@ def test_results_list_right_and_wrong_predictions():
     assert {p["task"] for p in results["paradigms"] if p["is_above"]} == above & set(
         task_results.task_names([target])
     )
-    n_right = sum(p["is_right"] for p in results["paradigms"])
-    texts = results["right"] + results["wrong"]
-    assert len(texts) == 1 + 2 * 7 + N_TASKS and len(results["right"]) >= n_right
+    # Each score has one method in the sentences, and a probability is neither right nor wrong.
+    listed = [q for q in results["quantities"] if q["method"] != "direct"]
+    assert len(results["wrong"]) == sum(not q["is_inside"] for q in listed)
+    assert 0 < len(results["right"]) <= 7 and "(direct)" not in str(results)
     assert any(t.startswith("The held-out loss was") and "outside" in t for t in results["wrong"])
-    assert any("with a predicted probability of" in text for text in results["right"])
     marked = target | {"invalid_results": {"task.pair:x#f0/p0": "leaked"}}
     assert len(prediction_results.describe_results(prediction, marked)["quantities"]) == (
         len(results["quantities"]) - 2

@@ -12,6 +12,7 @@ def test_section_compares_forecasts_with_results(tmp_path):
     assert "unfinished run" in text and "700K" in text
     assert "of 5 results are inside their interval" in text
     assert text.count("<tr>") == 2 + 1 + 5
+    assert "than that of the simple forecast" in text and "baseline" not in text
 
 
 def test_forecasts_of_many_runs_use_a_part_of_all_sizes(tmp_path, monkeypatch):

@@ -75,6 +75,20 @@ def test_divided_budget_contains_the_output_layer(tmp_path):
     assert (6 * best.n + 1e4 * best.n**0.3) * best.d == pytest.approx(budget, rel=1e-3)
 
 
+def test_ratio_far_from_the_published_rule_has_a_caution():
+    rows = [{"params.non_embedding": 1e6, "tokens": n * 1e6} for n in (5, 80)]
+    assert next_run_section.describe_ratio(30, rows).startswith("This is 30 tokens per parameter;")
+    assert next_run_section.describe_ratio(0.8, rows) == (
+        "Caution: this is 0.8 tokens per parameter; the published rule is 20 (Hoffmann et al."
+        " 2022), and the finished runs have 5 to 80."
+    )
+
+
+def test_advice_names_finished_runs_that_cost_nothing():
+    text = str(next_run_section.next_runs(summary.load_summary("notebooks/data/real_ladder")))
+    assert "First fit the law again with 4M-2.5M: it is finished and costs nothing." in text
+
+
 def test_nearest_size_of_the_ladder():
     assert next_run_section.nearest_ladder_size(1.01e6) == "1M"
 

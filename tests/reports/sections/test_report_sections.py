@@ -9,7 +9,7 @@ import pytest
 from fixtures import made_up_sweep
 
 from lm.laws import backtesting
-from lm.reports import device_cost, summary
+from lm.reports import device_cost, report, summary
 from lm.reports.plots import style
 from lm.reports.sections import (
     certainty_section,
@@ -102,6 +102,61 @@ def test_undetermined_limit_is_an_upper_bound():
     assert text.endswith("These runs do not determine E: it is at most 2.81 (95% interval).")
 
 
+def test_each_law_has_its_own_limit():
+    """The interval of E begins at 0 in all three laws, and L(N) is fitted at 10M tokens."""
+    sweep = summary.load_summary("notebooks/data/ability_ladder")
+    text = visible(law_section.law_section(sweep, "", ""))
+    assert "limit of this law for large N at 10M tokens, nats per token; not determined" in text
+    assert text.count("(not determined)") == 2 and "no size or amount of text" not in text
+
+
+def test_repetition_states_what_is_not_in_a_commit(toy):
+    sources = {"data.sources": {"jsonl:x/*.gz": 1.0, "code": 1.0}}
+    rows = [
+        row | sources | {"code.commit": "abc+" if i else "def"} for i, row in enumerate(toy.rows)
+    ]
+    facts = toy.facts | {"sweep": "mine.py:1M", "command": "run mine.py:1M"}
+    text = reproduction_section.describe_repetition(
+        dataclasses.replace(toy, rows=rows, facts=facts)
+    )
+    assert text == (
+        "Repeatable only with the file mine.py, the text files of 1 source, the uncommitted code of"
+        " 5 of 6 runs and all 2 commits of the runs."
+    )
+    committed = dataclasses.replace(toy, rows=[row | {"code.commit": "abc"} for row in toy.rows])
+    assert "Repeatable from the commit" in reproduction_section.describe_repetition(committed)
+    assert "Not repeatable" in reproduction_section.describe_repetition(
+        dataclasses.replace(toy, facts={})
+    )
+
+
+def test_tokens_of_a_trunk_run_are_counted_once():
+    sweep = summary.load_summary("notebooks/data/ability_ladder")
+    spent, ratio = cost_section.describe_cost(sweep, device_cost.DeviceRates())[:2]
+    assert "training FLOPs on 69.1M tokens," in spent and "Elapsed: 2 h 29 min." in spent
+    assert "20 runs on 1 device " in ratio and "4 runs on 2 devices " in ratio
+    table = visible(cost_section.cost_section(sweep, device_cost.DeviceRates(), ""))
+    assert "all 24 started 69.1M 69.1M" in table
+    excluded = visible(report_sections._excluded_runs(sweep))
+    assert excluded.endswith("1M-10M done predicted by the law")
+
+
+def test_four_lines_below_the_headline_answer_the_first_questions():
+    lines = report.overview_lines(summary.load_summary("notebooks/data/ability_ladder"))
+    assert len(lines) == 4
+    for line, phrase in zip(
+        lines,
+        (
+            "It is 1.80% below the prediction of the law of size and tokens. These runs do not",
+            "tokens. Caution: this is 0.82 tokens per parameter; the published rule is 20",
+            "significantly above baseline in 23, significantly below in 34, and neither in 10.",
+            "Repeatable only with the file first_seed_target.py, the text files of 7 sources",
+        ),
+        strict=True,
+    ):
+        assert phrase in line, phrase
+
+
 def test_reproduction_names_commits_file_text_and_start(toy):
     rows = [row | {"code.commit": "abc+" if i else "def"} for i, row in enumerate(toy.rows)]
     facts = toy.facts | {"sweep": "mine.py:x,1M", "command": "run mine.py:x,1M"}
@@ -169,6 +224,7 @@ def test_tasks_with_and_without_trend_are_named(toy):
     assert lines[0].startswith("The largest finished model, 1.6M, masters ")
     assert any(line.startswith("Improve with size and are above baseline: ") for line in lines)
     assert any(line.startswith("No trend: ") for line in lines)
+    assert "Get worse with size: none." in lines
     excluded = visible(report_sections.all_sections(toy, {})["Runs and settings"])
     assert "every run is done and in the law, except 1.6M, which the law predicts." in excluded
 

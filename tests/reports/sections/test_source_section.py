@@ -37,7 +37,7 @@ def test_report_compares_each_source_with_its_result(folder):
     assert text.count("<tr>") == 5 and "Bits per byte of the tasks" in text
     lines = source_section.describe_errors(sweep)
     assert len(lines) == 2 and "Predicted losses of 2 sources: mean deviation 0." in lines[0]
-    assert "2 of 2 inside their interval" in lines[0] and "1 task" in lines[1]
+    assert "2 of 2 inside their interval" in lines[0] and "bits per byte of 1 task" in lines[1]
 
 
 def test_audit_fits_the_laws_of_sources_again(folder, monkeypatch):

@@ -93,9 +93,20 @@ def test_section_shows_intervals_before_and_results_after_the_run(folder):
     text = str(ability_prediction_section.predicted_abilities(sweep))
     assert "number of tasks above baseline" in text and "accuracy of copy" in text
     assert "Wrong predictions" in text and "back-test" in text and "not yet" not in text
+    main, _, direct = text.partition("The same scores, predicted by the direct method")
+    assert main.count("<td") > 10 and "accuracy of copy" in direct
     sweep.rows = [row for row in sweep.rows if row["name"] != predicted_sweep.TARGET]
     text = str(ability_prediction_section.predicted_abilities(sweep))
     assert "not yet" in text and "Wrong predictions" not in text
+
+
+def test_brier_scores_are_compared_with_the_previous_size():
+    scores = {"two_step": {"brier": 0.118}, "previous": {"brier": 0.119}}
+    results = {"brier": {"two_step": 0.05, "previous": 0.1}}
+    target, backtest = ability_prediction_section.describe_skill({"backtest": scores}, results)
+    assert "two-step is better than the outcome" in target and "0.050 and 0.100" in target
+    assert "On the back-test, two-step is about as good as" in backtest
+    assert ability_prediction_section.describe_skill({}, {}) == []
 
 
 def test_archive_keeps_the_results_of_its_report(folder, tmp_path):
