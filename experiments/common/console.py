@@ -196,8 +196,8 @@ def _forecast_line(run: dict) -> dict[str, str]:
         "step": f"{forecast['step']:,} of {run['steps']:,}",
         "forecast": f"{forecast['value']:.3f}",
         "95% interval": f"{forecast['lo']:.3f} to {forecast['hi']:.3f}",
-        "model": forecast["model"],
-        "baseline": f"{forecast['baseline']:.3f}",
+        "model": forecast["model"].replace("baseline", "simple"),
+        "simple forecast": f"{forecast['baseline']:.3f}",
         "curve": "unexpected" if forecast["is_flagged"] else "expected",
     }
 

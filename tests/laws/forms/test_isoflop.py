@@ -76,6 +76,12 @@ def test_too_few_budgets_raise_with_the_reasons():
         fit_isoflop(rows)
 
 
+def test_budgets_of_single_sizes_raise_one_reason():
+    rows = [{"flops": 10.0**k, "params": 10.0**k, "loss": 3.0 - 0.1 * k} for k in range(1, 5)]
+    with pytest.raises(ValueError, match="none of the 4 budgets has two$"):
+        fit_isoflop(rows)
+
+
 def test_rows_outside_the_budgets_are_excluded():
     rows = [
         {**row, "flops": row["flops"] * (1.04 if i % 2 else 1)} for i, row in enumerate(sweep())
