@@ -1,5 +1,6 @@
 """Section of the report about the prediction for the largest run, and its result."""
 
+import shlex
 from collections import Counter
 from typing import Any
 
@@ -98,7 +99,8 @@ def _audit(sweep: summary.SweepSummary) -> Markup:
         f" {prediction_audit.prediction_sha256(sweep.path)}.{original} This command lists the"
         " links, and fits the laws again:"
     )
-    command = f"uv run python -m experiments.report --verify={sweep.path}"
+    verify = shlex.quote(f"--verify={sweep.path}")
+    command = f"uv run python -m experiments.report {verify}"
     contradictions = [
         html.paragraph(f"Contradiction: {link.text}.", "note")
         for link in sweep.audit_links
