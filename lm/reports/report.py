@@ -99,10 +99,11 @@ def _describe_test(sweep: summary.SweepSummary) -> str:
     is_archive = bool(sweep.facts.get(prediction_chain.ARCHIVED))
     reason = " (an archive rounds and shortens records)" if is_archive else ""
     sentences = [f"Audit links: {prediction_section.count_links(sweep)}{reason}."]
-    fitted = [row for row in sweep.finished if row["name"] in prediction["runs"]]
+    y = prediction["y"]
+    fitted = [row for row in sweep.finished if row["name"] in prediction["runs"] and y in row]
     if measured is not None and fitted:
         largest = fitted[-1]
-        deviation = summary.relative_error(measured, largest[prediction["y"]])
+        deviation = summary.relative_error(measured, largest[y])
         name = elements.short_run_name(largest)
         sentences.append(
             f"This is one test. For comparison: the result is {deviation} the loss of {name}, the"

@@ -206,7 +206,7 @@ def test_every_law_has_intervals_or_a_reason(finished):
     text = visible_text(finished[1])
     assert re.search(r"compute L\(C\) = .* alpha 0\.\d+ \[0\.\d+, 0\.\d+\]", text)
     assert "size and tokens: all runs have the same relation of N and D" in text
-    assert "isoFLOP: a line needs 2 budgets with a minimum inside their sizes" in text
+    assert "isoFLOP: a minimum needs several sizes at one budget of compute" in text
 
 
 def test_events_are_listed_and_escaped(finished, tmp_path, text_only):
