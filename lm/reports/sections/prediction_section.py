@@ -78,7 +78,8 @@ def _audit(sweep: summary.SweepSummary) -> Markup:
         " verifiable if a record is missing, if an archive has rounded or shortened it, or if the"
         " code has changed. SHA-256 of prediction.json in this folder:"
         f" {prediction_audit.prediction_sha256(sweep.path)}."
-        f"{original} This command lists the links: experiments.report --verify={sweep.path}."
+        f"{original} This command lists the links: uv run python -m"
+        f" experiments.report --verify={sweep.path}."
     )
     contradictions = [link.text for link in links if link.status == prediction_chain.CONTRADICTION]
     notes = [html.paragraph(f"Contradiction: {text}.", "note") for text in contradictions]
