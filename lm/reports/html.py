@@ -29,6 +29,7 @@ Format = Callable[[Any], str]
 # 8.279e+12, but not a part of a name, path or flag such as runs/lr-1e-05 or optim.lr=3e-04.
 SCIENTIFIC = re.compile(r"(?<![\w./=-])-?\d+(?:\.\d+)?e[+-]\d\d(?![\w/-])")
 MAX_PLAIN_COLUMNS = 3  # a table with more columns becomes a list of cards on a phone
+MAX_CELL = 80  # characters of a cell, from which on three columns are too narrow for a phone
 MAX_WARNINGS = 3  # warnings that are visible without a click
 MAX_COLUMNS = 12  # a table with more columns is a list of cards on every screen
 
@@ -196,7 +197,10 @@ def html_table(
         lines.append(cells)
     columns = [{"name": name, "css": css[name]} for name in rows[0]]
     table_css = "sortable" if is_sortable else ""
-    table_css += " cards" if len(columns) > MAX_PLAIN_COLUMNS else ""
+    is_long = len(columns) > 2 and any(
+        len(text) > MAX_CELL for line in lines for text, _, _ in line
+    )
+    table_css += " cards" if len(columns) > MAX_PLAIN_COLUMNS or is_long else ""
     table_css += " stacked" if len(columns) > MAX_COLUMNS else ""
     return Markup(
         _TABLE.render(columns=columns, lines=lines, css=table_css.strip(), is_sortable=is_sortable)

@@ -48,9 +48,9 @@ def test_cut_tiny_and_covered_text_of_figures_is_reported(tmp_path):
     page = tmp_path / "page.html"
     definitions = '<svg width="0" height="0"><defs><circle id="dot" r="6"/></defs></svg>'
     body = definitions + "".join(f"<figure>{drawing}</figure>" for drawing in drawings)
-    page.write_text(
-        f"<style>:root {{ color-scheme: light dark }} svg {{ fill: #777 }}</style>{body}", "utf-8"
-    )
+    dark = "@media (prefers-color-scheme: dark) { body { background: #111 } }"
+    css = f"body {{ background: #fff }} {dark}"
+    page.write_text(f"<style>:root {{ color-scheme: light dark }} {css}</style>{body}", "utf-8")
     faults = " ".join(chromium.layout_faults(page, tmp_path)["390 light"])
     for fault in (
         "covered: under is under a marker",

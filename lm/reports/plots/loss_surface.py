@@ -138,8 +138,8 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
     """Plot the loss against size, with one parabola per compute budget, on log axes.
 
     fit: result of laws.isoflop. A minimum that the law uses is a diamond, a rejected minimum a
-    cross. Budgets without a parabola have open gray markers and no label. Runs that do not belong
-    to a budget of the fit are not shown.
+    cross. Budgets without a minimum have open gray markers and no label. Runs that do not belong to
+    a budget of the fit are not shown.
     """
     x = fit.columns[fit.output]
     figure, axes = style.new_figure("Loss against size at equal compute", x, y, theme)
@@ -153,31 +153,31 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
             if abs(row[records.FLOPS] / minimum.budget - 1) <= BUDGET_TOLERANCE
         ]
         n_runs += len(runs)
-        has_parabola = minimum.coefficients is not None
-        kind = "filled" if has_parabola else "open"
+        has_minimum = minimum.budget in colors
+        kind = "filled" if has_minimum else "open"
         for row in runs:
             _draw_run(axes, row, (x, y), None, color, theme, kind)
         _draw_parabola(axes, minimum, [row[x] for row in runs], color, theme)
-        if has_parabola:
+        if has_minimum:
             for row in runs[-1:]:
                 label = style.power_of_ten(minimum.budget, 2)
                 style.annotate(axes, row[x], row[y], label, theme)
     if n_runs:
         axes.set(xscale="log", yscale="log")
         elements.set_scales(axes, x, y, right=0.15)
-    n_without = sum(minimum.coefficients is None for minimum in minima)
+    n_without = len(minima) - len(colors)
     caption = [
         f"n = {n_runs} runs at {len(minima)} budgets. Numbers: budgets in FLOPs.",
         "Diamond: minimum of a parabola.",
         "Cross: minimum outside the range of sizes, not used. Bars: one standard error.",
-        f"Open: {n_without} budgets with too few sizes for a parabola." if n_without else "",
+        f"Open: budgets with too few sizes for a minimum ({n_without})." if n_without else "",
     ]
     return style.finish_figure(figure, axes, caption, theme)
 
 
 def _budget_colors(fit, theme) -> dict[float, str]:
-    """Return {budget: color} of the budgets with a parabola. Larger budgets are darker."""
-    budgets = [minimum.budget for minimum in fit.budgets if minimum.coefficients is not None]
+    """Return {budget: color} of the budgets with a minimum. Larger budgets are darker."""
+    budgets = [minimum.budget for minimum in fit.budgets if np.isfinite(minimum.x)]
     colors = style.ordered_colors(theme, max(len(budgets), 2))
     return dict(zip(sorted(budgets), colors, strict=False))
 

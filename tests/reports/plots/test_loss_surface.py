@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from fixtures import figure_layout
 from matplotlib.colors import to_hex
 
 from lm.laws.forms import compute_optimal, isoflop, power_laws
@@ -61,6 +62,7 @@ def test_every_figure_states_n_and_has_log_axes(toy, theme):
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log"), name
         assert axes.get_xlabel() and axes.get_ylabel(), name
         assert to_hex(figure.get_facecolor()) == theme["paper"]
+        assert theme is style.DARK or not figure_layout.faults(figure), name
 
 
 def test_every_color_has_a_counterpart_in_the_dark_theme(toy):
