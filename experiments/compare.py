@@ -65,7 +65,7 @@ def main() -> int:
         print(json.dumps(json.loads(json_files.to_json(report.to_dict())), indent=1))
     else:
         for line in report.lines():
-            console.print_line(line)
+            console.print_sentence(line)
         _print_next(folders)
     if _OUT.value:
         write_files(report, folders)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ from lm.runs import short_names, task_results
 
 class CommandConsole(Console):
     """Console whose command ends with status 141 when the reader of its output ends."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        if self.is_dumb_terminal and "width" not in options:
+            self.size = shutil.get_terminal_size()  # rich assumes 80 columns if TERM=dumb
 
     def on_broken_pipe(self) -> NoReturn:
         """End the command without a message, as a program that is stopped by SIGPIPE."""
@@ -74,6 +80,12 @@ FORECAST_TITLE = "Forecasts of the final held-out loss, nats per token"
 def print_line(text: str) -> None:
     """Print a line of plain text, without markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_sentence(text: str) -> None:
+    """Print plain text, wrapped at spaces on a terminal and in one line otherwise."""
+    is_one_line = not console.is_terminal
+    console.print(text, markup=False, highlight=False, soft_wrap=is_one_line)
 
 
 def print_fragment(text: str, style: str = "") -> None:

@@ -35,17 +35,17 @@ from lm.runs import provenance, records, run_selection, task_results
 
 @dataclass(frozen=True)
 class Drawing:
-    """Function that draws a figure, and the law in the figure or None."""
+    """Function that draws a figure for an argument `theme`, and the law in the figure or None."""
 
-    draw: Callable[[], Figure]
+    draw: Callable[..., Figure]
     law: Any = None
 
 
 def all_figures(sweep: summary.SweepSummary) -> dict[str, tuple[Figure, dict]]:
     """Draw all figures that a sweep has data for. Return {name: (figure, metadata)}."""
-    shared = shared_metadata(sweep)
+    shared, theme = shared_metadata(sweep), style.theme_of_sweep(sweep.rows)
     return {
-        name: (drawing.draw(), figure_metadata(shared, name, drawing.law))
+        name: (drawing.draw(theme=theme), figure_metadata(shared, name, drawing.law))
         for name, drawing in available_figures(sweep).items()
     }
 
@@ -140,8 +140,11 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
             figures["emergence"] = Drawing(partial(task_accuracy.emergence, rows, tasks))
         figures |= _task_panels(rows)
         figures["tasks_vs_loss"] = Drawing(
-            lambda: task_accuracy.accuracy_vs_loss(
-                rows, task_analysis.accuracy_curves(rows, sweep.loss_column), sweep.loss_column
+            lambda theme: task_accuracy.accuracy_vs_loss(
+                rows,
+                task_analysis.accuracy_curves(rows, sweep.loss_column),
+                sweep.loss_column,
+                theme,
             )
         )
     scores = pretraining_gain.task_scores(rows)

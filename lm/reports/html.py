@@ -18,15 +18,18 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lm.reports.plots import style
+from lm.reports.plots.layout import inline_svg
 from lm.runs import filesystem
 
 MAX_WIDTH = 8  # inches; a wider figure gets the full width of the page
+MAX_NARROW_PANELS = 2  # a figure with more panels gets the full width of the page
 
 Format = Callable[[Any], str]
 
 # 8.279e+12, but not a part of a name, path or flag such as runs/lr-1e-05 or optim.lr=3e-04.
 SCIENTIFIC = re.compile(r"(?<![\w./=-])-?\d+(?:\.\d+)?e[+-]\d\d(?![\w/-])")
 MAX_PLAIN_COLUMNS = 3  # a table with more columns becomes a list of cards on a phone
+MAX_CELL = 80  # characters of a cell, from which on three columns are too narrow for a phone
 MAX_WARNINGS = 3  # warnings that are visible without a click
 MAX_COLUMNS = 12  # a table with more columns is a list of cards on every screen
 
@@ -44,6 +47,11 @@ def _typeset(text) -> Markup:
     return superscripts(text)
 
 
+def _break_names(text: str) -> Markup:
+    """Return a text whose long names may be broken after a punctuation mark."""
+    return Markup(re.sub(r"(?<=[+:/_.,])(?=\w)", "<wbr>", str(escape(text))))
+
+
 def _anchor(heading: str) -> str:
     """Return the id of a section: Time and cost -> time-and-cost."""
     return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
@@ -55,12 +63,13 @@ _ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     keep_trailing_newline=True,
 )
-_ENVIRONMENT.filters |= {"sup": superscripts, "anchor": _anchor}
+_ENVIRONMENT.filters |= {"sup": superscripts, "anchor": _anchor, "breaks": _break_names}
 _TABLE = _ENVIRONMENT.from_string(
     """<div class="scroll"><table class="{{ css }}"><thead><tr>
 {%- for column in columns -%}
 <th scope="col"{{ column.css }}>
-{%- if is_sortable %}<button>{{ column.name }}</button>{% else %}{{ column.name }}{% endif -%}
+{%- if is_sortable %}<button>{{ column.name | breaks }}</button>
+{%- else %}{{ column.name | breaks }}{% endif -%}
 </th>
 {%- endfor -%}
 </tr></thead><tbody>
@@ -76,7 +85,9 @@ _TABLE = _ENVIRONMENT.from_string(
 </tbody></table></div>"""
 )
 _FIGURE = _ENVIRONMENT.from_string(
-    """<figure{% if css %} class="{{ css }}"{% endif %}><div class="drawing">{{ svg }}</div>
+    """<figure{% if css %} class="{{ css }}"{% endif %}>
+{%- if heading %}<h4>{{ heading }}</h4><div class="drawing panels" style="--width: {{ width }}px">
+{%- else %}<div class="drawing">{% endif %}{{ svg }}</div>
 <figcaption>
 {%- if text %}<p>{{ text | sup }}</p>{% endif %}<small>{{ caption | sup }} <span>
 {%- for suffix in suffixes -%}
@@ -188,7 +199,10 @@ def html_table(
         lines.append(cells)
     columns = [{"name": name, "css": css[name]} for name in rows[0]]
     table_css = "sortable" if is_sortable else ""
-    table_css += " cards" if len(columns) > MAX_PLAIN_COLUMNS else ""
+    is_long = len(columns) > 2 and any(
+        len(text) > MAX_CELL for line in lines for text, _, _ in line
+    )
+    table_css += " cards" if len(columns) > MAX_PLAIN_COLUMNS or is_long else ""
     table_css += " stacked" if len(columns) > MAX_COLUMNS else ""
     return Markup(
         _TABLE.render(columns=columns, lines=lines, css=table_css.strip(), is_sortable=is_sortable)
@@ -217,19 +231,33 @@ def html_figure(
     the result, above the caption. is_large: show the figure alone in its line. omitted: sentence of
     the caption that the page has elsewhere.
     """
-    svg, caption = style.to_inline_svg(figure)
-    title = figure.axes[0].get_title(loc="left") or figure.get_suptitle()
-    svg = svg.replace("<svg", f'<svg tabindex="0" aria-label="{escape(title)}"', 1)
+    svgs, caption = inline_svg.to_inline_svgs(figure)
+    heading = figure.get_suptitle()
+    titles = [panel[0].get_title(loc="left") for panel in inline_svg.panel_axes(figure)]
+    if not heading:
+        titles = titles[:1]
+    panels = [
+        svg.replace("<svg", f'<svg tabindex="0" aria-label="{escape(title)}"', 1)
+        for svg, title in zip(svgs, titles, strict=True)
+    ]
+    is_broad = len(svgs) > MAX_NARROW_PANELS or figure.get_figwidth() > MAX_WIDTH
     return Markup(
         _FIGURE.render(
-            svg=Markup(svg),
+            svg=Markup("".join(panels)),
+            heading=heading,
+            width=round(72 * figure.get_figwidth() / _columns(figure)),
             caption=caption.replace(omitted, "").strip() if omitted else caption,
             files=files,
             suffixes=("png", "svg") if files else (),
             text=text,
-            css="large" if is_large else "broad" if figure.get_figwidth() > MAX_WIDTH else "",
+            css="large" if is_large else "broad" if is_broad else "",
         )
     )
+
+
+def _columns(figure: Figure) -> int:
+    """Return the number of columns of panels of a figure."""
+    return len({round(axes.get_position().x0, 2) for axes in figure.axes})
 
 
 def html_figures(figures: Sequence[Markup]) -> Markup:

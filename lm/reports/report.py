@@ -57,7 +57,8 @@ def write_summary(
         if not refresh:
             style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
         files = "" if refresh else f"{run_files.FIGURES}/{name}"
-        text = explanations.explain_figure(name, has_law=sweep.fit is not None)
+        has_interval = sweep.fit is not None and bool(sweep.fit.ensemble)
+        text = explanations.explain_figure(name, sweep.fit is not None, has_interval)
         is_large = name == report_sections.main_figure(drawn)
         figure_elements[name] = html.html_figure(
             figure, files, text, is_large, shared_note if name in ability_figures else ""

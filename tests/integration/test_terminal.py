@@ -50,6 +50,25 @@ def test_narrow_tables_drop_columns_and_keep_numbers(screen, width):
     assert dropped == expected.get(width, dropped) and "note" not in words.split("shown")[0]
 
 
+def test_terminal_without_cursor_movement_has_its_own_width(monkeypatch):
+    """TERM=dumb is the terminal of editors, which has any width."""
+    monkeypatch.setenv("COLUMNS", "60")
+    file = io.StringIO()
+    target = console.CommandConsole(file=file, force_terminal=True, _environ={"TERM": "dumb"})
+    monkeypatch.setattr(console, "console", target)
+    monkeypatch.setattr(console, "wide_console", lambda: target)
+    console.table([TASK, TASK], drop_first=["host", "tokens/s"])
+    lines = file.getvalue().splitlines()
+    assert target.width == 60 and max(map(len, lines)) <= 60 and "\x1b" not in file.getvalue()
+
+
+def test_sentences_are_wrapped_at_spaces_on_a_terminal(screen):
+    line = "25K: loss 2.0644 (A), 1.9788 (B), 2 pairs; m in FLOPs 1.65 [1.10, 2.46]"
+    text = screen(60, lambda: console.print_sentence(line))
+    assert max(map(len, text.splitlines())) <= 60 and text.split() == line.split()
+    assert screen(0, lambda: console.print_sentence(line)) == f"{line}\n"
+
+
 def test_states_of_stopped_runs_are_distinguished(tmp_path):
     stopped = ("lost", "60K stopped by SIGINT at step 5 of 300")
     folder = made_up_sweep.sweep(tmp_path, status={"60K": stopped}, predict=False)

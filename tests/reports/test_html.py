@@ -103,3 +103,10 @@ def test_only_the_first_warnings_are_visible():
     text = str(html.warning_list(texts))
     visible, _, collapsed = text.partition("<summary>3 more warnings</summary>")
     assert visible.count("warning ") == 3 and collapsed.count("warning ") == 3
+
+
+def test_tables_of_long_texts_and_names_fit_a_phone():
+    assert "cards" in html.html_table([{"": "models", "a": "long text " * 9, "b": "short"}])
+    assert "cards" not in html.html_table([{"": "models", "a": "short", "b": "short"}])
+    heading = html.html_table([{"loss on tasks:copy+upper": 1}])
+    assert "tasks:<wbr>copy+<wbr>upper</th>" in heading

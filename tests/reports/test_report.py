@@ -97,7 +97,7 @@ def test_figures_are_in_the_page_and_in_files(finished):
     folder, text = finished
     files = {path.name for path in (folder / "figures").iterdir()}
     assert files == {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    assert text.count("<svg") == text.count("<figcaption") == len(FIGURES)
+    assert text.count("<svg") > text.count("<figcaption") == len(FIGURES)  # one per panel
 
 
 def test_page_loads_nothing_from_a_network(finished):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import task_significance
 from lm.reports.plots import elements, style
+from lm.reports.plots.layout import tick_labels
 from lm.runs import records, run_selection, task_results
 
 ALL_TASKS = "all tasks"  # title of the panel of all families
@@ -38,8 +39,9 @@ def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     figure, panels = style.new_panels("Abilities by group", len(groups), theme)
     for axes, (group, suffix) in zip(panels, groups.items(), strict=False):
         _draw_counts(axes, counted, x, suffix, group, theme)
+    style.label_panels(panels, x, "Tasks", theme)
     caption = [
-        f"n = {elements.count_label(counted)}. Horizontal: {style.axis_label(x)}. Vertical: tasks.",
+        f"n = {elements.count_label(counted)}.",
         "Solid: mastered. Dashed: above baseline. Dotted: number of tasks. Bars: range over seeds.",
         elements.baseline_note(),
         *([f"Groups without a task above baseline: {', '.join(without)}."] if without else []),
@@ -55,12 +57,12 @@ def _draw_counts(
     """Draw the panel of a family. suffix: of its columns, see task_significance.count_tasks."""
     for name, line, color in (
         ("above_baseline", "--", theme["ink"]),
-        ("mastered", "-", theme["accent"]),
+        ("mastered", "-", theme["second"]),
     ):
         label = f"{name.replace('_', ' ')}"
         _draw_means(axes, counted, x, f"tasks.{name}{suffix}", color, line, group, label)
     elements.set_scales(axes, x, "tasks")
-    elements.thin_ticks(axes)
+    tick_labels.thin_ticks(axes)
     tasks = [
         task
         for task in task_results.task_names(counted)
@@ -92,21 +94,26 @@ def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     selection = run_selection.largest_token_budget(rows, x)
     finished = _finished(selection.rows, x)
     families = families_with_margin(finished)
-    figure, panels = style.new_panels("Accuracy and log-probability margin", len(families), theme)
+    figure, panels = style.new_panels(
+        "Accuracy and log-probability margin", len(families), theme, columns=4
+    )
     for axes, family in zip(panels, families, strict=False):
         points = [row | _gain_and_margin(row, family) for row in finished]
         _draw_means(axes, points, x, "gain", theme["ink"], "-", family, "points")
         axes.axhline(0, linestyle=":", color=theme["muted"], linewidth=1)
         elements.set_scales(axes, x, "gain")
-        elements.thin_ticks(axes)
+        tick_labels.thin_ticks(axes)
         right = axes.twinx()
-        _draw_means(right, points, x, "margin", theme["accent"], "--", family, "nats")
-        right.tick_params(colors=theme["accent"], labelsize=7.5, length=2)
-        right.spines[["top", "left", "right"]].set_visible(False)
+        _draw_means(right, points, x, "margin", theme["second"], "--", family, "nats")
+        right.tick_params(colors=theme["second"], labelsize=7.5, length=2)
+        right.set_ylabel("Margin (nats)", size=8, color=theme["second"])
+        right.spines[["top", "left"]].set_visible(False)
+        right.spines["right"].set_color(theme["second"])
         right.grid(visible=False)
         style.panel_title(axes, style.truncate_label(family, 28), theme)
+    style.label_panels(panels, x, "Gain (points)", theme)
     caption = [
-        f"n = {elements.count_label(finished)}. Horizontal: {style.axis_label(x)}.",
+        f"n = {elements.count_label(finished)}.",
         "Solid, left: accuracy minus that of the best baseline, in percentage points (dotted: 0).",
         "Dashed, right: log-probability margin of the correct choice, in nats. Bars: range over"
         " seeds.",

@@ -5,11 +5,11 @@ theme (style.LIGHT or style.DARK). The color of a run depends on its size. If th
 starts with "tip:", the text after the colon is its tooltip on an HTML page.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from lm.laws import run_table
@@ -18,11 +18,11 @@ from lm.reports.plots import style
 from lm.runs import records, run_selection, short_names, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
-MIN_LABEL_RANGE = 30  # of sizes, from which on powers of ten alone have labels in a small panel
 MAX_LABELS = 12  # labels beside markers or curves of one figure
 MAX_LINES = 60  # lines of a figure with a line per run
 MAX_TOOLTIPS = 100  # markers of a panel that have tooltips
 
+NOMINAL_SIZE = re.compile(r"[0-9.]+[KMBT]?")
 # Marker of a run: "filled" if the fit used it, "open" if not, "diamond" for the predicted run.
 Kind = Literal["filled", "open", "diamond"]
 
@@ -258,6 +258,14 @@ def size_labels(rows) -> dict[float, str]:
     return {size: "-".join(parts) for size, parts in shortest.items()}
 
 
+def nominal_sizes(rows) -> dict[float, str]:
+    """Return {size: label}: the name of its runs if this is a size, such as 10K, or else N."""
+    return {
+        size: name if NOMINAL_SIZE.fullmatch(name) else style.format_si(size)
+        for size, name in size_labels(rows).items()
+    }
+
+
 def set_scales(axes: Axes, x, y, right=0.07) -> None:
     """Make the x axis logarithmic, and the y axis too if y is a loss.
 
@@ -271,24 +279,14 @@ def set_scales(axes: Axes, x, y, right=0.07) -> None:
         style.log_y(axes)
 
 
-def thin_ticks(axes: Axes) -> None:
-    """Label powers of ten alone if there are several. Other labels of a small panel overlap."""
-    low, high = axes.get_xlim()
-    if high < MIN_LABEL_RANGE * low:
-        return
-    axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-
-
-def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme, dx=8) -> None:
-    """Write labels (text, x, y) beside the last points of lines, without overlap.
-
-    dx: distance in points. The axes must have their final limits.
-    """
-    offsets = style.label_offsets(axes, [(x, y) for _, x, y in labels])
-    for (text, x, y), offset in zip(labels, offsets, strict=True):
+def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme) -> None:
+    """Write labels (text, x, y) beside line ends. `style.finish_figure` separates the labels."""
+    leader = {"arrowstyle": "-", "color": theme["muted"], "linewidth": 0.6, "shrinkB": 4}
+    leader |= {"relpos": (0, 0.5), "shrinkA": 1}
+    for text, x, y in labels:
         # Points of other lines have a zorder of 5 and must not cover the text.
-        style.annotate(axes, x, y, text, theme, (dx, offset - 3), zorder=5.5)
+        look = {"zorder": 5.5, "va": "center", "arrowprops": leader}
+        style.annotate(axes, x, y, text, theme, (9, 0), **look)
 
 
 def budget_note(selection: run_selection.BudgetSelection) -> str:

@@ -118,10 +118,20 @@ LOSS_WITHOUT_LAW = (
 )
 
 
-def explain_figure(name: str, has_law: bool = True) -> str:
+LOSS_WITHOUT_INTERVAL = (
+    EXPLANATIONS["loss"][0],
+    "Where the line is dashed, the law is extrapolated, and the sizes are too few to determine how"
+    " far it may be wrong.",
+)
+
+
+def explain_figure(name: str, has_law: bool = True, has_interval: bool = True) -> str:
     """Return the two sentences about a figure, "" for an unknown figure.
 
     has_law: False if the sweep has no law of size, so the figure of the loss has points alone.
+    has_interval: False if the law of size has no interval.
     """
-    sentences = LOSS_WITHOUT_LAW if name == "loss" and not has_law else EXPLANATIONS.get(name, ())
+    sentences = EXPLANATIONS.get(name, ())
+    if name == "loss" and not (has_law and has_interval):
+        sentences = LOSS_WITHOUT_INTERVAL if has_law else LOSS_WITHOUT_LAW
     return " ".join(sentences)

@@ -60,22 +60,20 @@ def time_by_phase(rows, theme=style.LIGHT) -> Figure:
     """
     n_timed, rows = len(timed_runs(rows)), timed_runs(rows)[-elements.MAX_LINES :]
     figure, axes = style.new_figure("Time by phase", "Share of wall time (%)", "", theme)
-    figure.set_figheight(1.7 + 0.27 * len(rows))
-    ys, starts, bars = list(range(len(rows))), [0.0] * len(rows), {}
+    figure.set_figheight(2.2 + 0.27 * len(rows))
+    ys, starts = list(range(len(rows))), [0.0] * len(rows)
     n_colors = len(PHASES) - 2  # the last two phases have neutral colors
     phase_colors = [*style.categorical_colors(theme, n_colors), theme["ink"], theme["grid"]]
     for part, color in zip(PHASES, phase_colors, strict=True):
         widths = [100 * phase_shares(row)[part] for row in rows]
         if max(widths, default=0.0) >= 0.05:
-            bars[PHASES[part]] = axes.barh(ys, widths, left=starts, height=0.72, color=color)
+            axes.barh(ys, widths, left=starts, height=0.72, color=color, label=PHASES[part])
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     names = [f"{elements.short_run_name(row)}  {100 * row['clock.goodput']:.0f}%" for row in rows]
     axes.set_yticks(ys, names, parse_math=False)
     axes.set_xlim(0, 100)
     axes.invert_yaxis()
     axes.grid(visible=False)
-    look = {"fontsize": 7.5, "labelcolor": theme["ink"], "frameon": False}
-    figure.legend([*bars.values()], [*bars], loc="outside right center", **look)
     caption = (
         f"n = {elements.describe_shown(rows, n_timed)}, all attempts. Numbers: goodput, the share"
         " of time in useful steps."

@@ -5,8 +5,8 @@
     runs = records.load_runs("runs/lr_transfer")
     learning_rates.loss_vs_learning_rate(runs, lr_analysis.WIDTH)
 
-A parametrization is called rule. A color is a width, a depth or a part of the model, not a model
-size as in the other figures.
+A parametrization is called rule. In the coordinate check, a color is a part of the model. In
+the other figure, it is a model size, as everywhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,11 +54,11 @@ def activation_changes(rows, theme=style.LIGHT) -> Figure:
         labels = _draw_coordinates(axes, subset, along, last_step, colors, theme)
         style.panel_title(axes, rule, theme)
         axes.set_xlabel(NAMES[along], size=8.5, color=theme["ink"])
+        axes.set_ylabel("Change, root mean square", size=8.5, color=theme["ink"])
         _shape_axis(axes, sorted({row[along] for row in subset}), right=2.6)
         axes.set_ylim(min(changes) / 1.5, max(changes) * 1.5)
         style.log_y(axes)
         elements.label_line_ends(axes, labels, theme)
-    panels[0].set_ylabel("Change, root mean square", size=8.5, color=theme["ink"])
     n_seeds = len({row["seed"] for row in rows})
     caption = [
         f"n = {n_seeds} seed{'' if n_seeds == 1 else 's'} per shape. Change of an activation in"
@@ -110,8 +110,8 @@ def loss_vs_learning_rate(rows, along, theme=style.LIGHT, optima=None) -> Figure
     title = f"Loss against learning rate by {NAMES[along]}"
     figure, panels = style.new_panels(title, len(rules), theme, columns=max(len(rules), 1))
     figure.set_size_inches(max(3.7 * len(rules), 5.4), 3.7)
-    values = sorted({optimum[along] for optimum in optima})
-    colors = dict(zip(values, style.ordered_colors(theme, max(len(values), 2)), strict=False))
+    by_run = style.size_colors(rows, theme)
+    colors = {row[along]: by_run[row["name"]] for row in rows}
     exponents = {line[lr_analysis.RULE]: line for line in lr_analysis.lr_exponents(optima, along)}
     for axes, rule in zip(panels, rules, strict=False):
         labels = []
@@ -123,7 +123,6 @@ def loss_vs_learning_rate(rows, along, theme=style.LIGHT, optima=None) -> Figure
         style.panel_title(axes, f"{rule}: {_lr_exponent_text(exponents.get(rule))}", theme)
         _set_rate_axes(axes, rows, theme)
         elements.label_line_ends(axes, labels, theme)
-    panels[0].set_ylabel(style.axis_label(lr_analysis.LOSS), size=8.5, color=theme["ink"])
     caption = [
         f"n = {len({row['name'] for row in rows})} runs. Small: runs. Line: means.",
         f"Diamond: minimum of a parabola with its {lr_analysis.INTERVAL_LEVEL:.0%} interval.",
@@ -153,10 +152,10 @@ def _draw_minimum(axes: Axes, optimum, name, theme) -> None:
     if optimum["warning"]:
         return
     rate, lo, hi, loss = (optimum[key] for key in ("lr", "lo", "hi", "loss"))
-    bar = {"color": theme["accent"], "linewidth": 2, "zorder": 4.5, "solid_capstyle": "butt"}
+    bar = {"color": theme["ink"], "linewidth": 2, "zorder": 4.5, "solid_capstyle": "butt"}
     axes.plot([lo, hi], [loss] * 2, **bar)
     tip = f"{name}: best {rate:.3g} [{lo:.3g}, {hi:.3g}]"
-    elements.draw_point(axes, (rate, loss), theme["accent"], theme, tip, kind="diamond")
+    elements.draw_point(axes, (rate, loss), theme["ink"], theme, tip, kind="diamond")
 
 
 def _set_rate_axes(axes: Axes, rows, theme) -> None:
@@ -165,6 +164,7 @@ def _set_rate_axes(axes: Axes, rows, theme) -> None:
     losses = [row[lr_analysis.LOSS] for row in rows]
     axes.set_xscale("log", base=2)
     axes.set_xlabel("Peak learning rate at the base shape", size=8.5, color=theme["ink"])
+    axes.set_ylabel(style.axis_label(lr_analysis.LOSS), size=8.5, color=theme["ink"])
     axes.set_xticks(rates[::2], [f"{rate:.3g}" for rate in rates[::2]])
     axes.set_xlim(rates[0] / 1.2, rates[-1] * 3)
     axes.set_ylim(min(losses) / 1.02, min(max(losses), 1.5 * min(losses)) * 1.02)

@@ -5,7 +5,7 @@
     loss_surface.isoflop_parabolas(rows, laws.isoflop(rows))
 
 Only finished runs are shown. Markers, colors and arguments are explained in scaling.py. In isoFLOP
-figures a color is a compute budget, and in contour figures a loss.
+figures a color is a compute budget. Contours of equal loss have no color.
 """
 
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from lm.laws.forms import compute_optimal
 from lm.reports.plots import elements, style
+from lm.reports.plots.layout import label_placement
 from lm.runs import records, run_selection, task_results
 
 BUDGET_TOLERANCE = 0.1  # relative deviation of a run's FLOPs from its isoFLOP budget
@@ -27,7 +28,7 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
     """
     figure, axes = style.new_figure("Loss against tokens", x, y, theme)
     finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
-    labels = []
+    labels, names = [], elements.nominal_sizes(finished)
     axes.set(xscale="log", yscale="log")
     for size in sorted({row[records.N_PARAMS] for row in finished}):
         same_size = [row for row in finished if row[records.N_PARAMS] == size]
@@ -40,10 +41,10 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
             axes.plot(*means, color=color, linewidth=1.2, zorder=1)
         for row in same_size:
             _draw_run(axes, row, (x, y), fit, color, theme)
-        labels.append((style.format_si(size), same_size[-1][x], same_size[-1][y]))
+        labels.append((names[size], same_size[-1][x], same_size[-1][y]))
     if finished:
         elements.set_scales(axes, x, y, right=0.12)
-    elements.label_line_ends(axes, labels, theme, dx=7)
+    elements.label_line_ends(axes, labels, theme)
     return style.finish_figure(figure, axes, _caption(rows, fit, x, y, "lines show"), theme)
 
 
@@ -77,8 +78,9 @@ def compute_optimal_frontier(
         axes.fill_between(budgets, curve.lo, curve.hi, color=theme["band"], **band)
     elements.set_scales(axes, x, y, right=0.12)
     last = {row[records.N_PARAMS]: row for row in finished}  # the largest budget of each size
-    labels = [(style.format_si(size), row[x], row[y]) for size, row in last.items()]
-    elements.label_line_ends(axes, labels, theme, dx=7)
+    names = elements.nominal_sizes(finished)
+    for size, row in last.items():
+        style.annotate(axes, row[x], row[y], names[size], theme)
     caption = [*_caption(rows, fit, x, y, "frontier is that of"), "Thin lines: training loss."]
     return style.finish_figure(figure, axes, caption, theme)
 
@@ -96,65 +98,88 @@ def loss_contours(rows, fit, levels=8, y=records.LOSS, theme=style.LIGHT) -> Fig
     logs = [np.log([row[column] for row in finished]) for column in (n_column, d_column)]
     N, D = (np.exp(np.linspace(log.min() - 0.25, log.max() + 0.25, 120)) for log in logs)
     losses = fit.predict(N[None, :], D[:, None]).value
-    contours = axes.contour(
-        N,
-        D,
-        losses,
-        levels=np.quantile(losses, np.linspace(0.04, 0.96, levels)),
-        colors=style.ordered_colors(theme, levels),
-        linewidths=1.4,
-    )
-    axes.set(xscale="log", yscale="log")
-    axes.clabel(contours, fmt=style.format_number, fontsize=8)
+    heights = np.quantile(losses, np.linspace(0.04, 0.96, levels))
+    contours = axes.contour(N, D, losses, heights, colors=theme["muted"], linewidths=1)
+    axes.set(xscale="log", yscale="log", xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
+    formula = elements.format_formula(fit)
+    axes.plot([], [], color=theme["muted"], linewidth=1, label=f"equal loss: {formula}")
     flops = [row[records.FLOPS] for row in fitted]
     budgets = np.geomspace(min(flops) / 30, max(flops) * 30, 200)
     line = {"color": theme["ink"], "linewidth": 1.6, "label": "least loss for a budget"}
-    axes.plot(*compute_optimal.best_allocation_grid(fit, fitted, budgets), "--", **line)
+    best = np.array(compute_optimal.best_allocation_grid(fit, fitted, budgets))
+    axes.plot(*best, "--", **line)
+    colors = style.size_colors(finished, theme)
     for row in finished:
         tip = f"{elements.short_run_name(row)}, {style.format_si(row[d_column])} tokens: "
         tip += style.format_number(row[y])
         point, kind = (row[n_column], row[d_column]), elements.fit_kind(row, fit)
-        elements.draw_point(axes, point, theme["ink"], theme, tip, kind=kind)
-    axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
+        elements.draw_point(axes, point, colors[row["name"]], theme, tip, kind=kind)
     style.log_x(axes, style.format_si)
     style.log_y(axes, style.format_si)
-    text = _caption(rows, fit, n_column, y, "contours show")
-    return style.finish_figure(figure, axes, [f"{elements.format_formula(fit)}.", *text], theme)
+    caption = ["Numbers: loss.", *_caption(rows, fit, n_column, y, "contours show")]
+    style.finish_figure(figure, axes, caption, theme)
+    runs = [[row[n_column], row[d_column]] for row in finished]
+    _label_contours(axes, contours, np.vstack([runs, best.T]), theme)
+    return figure
+
+
+def _label_contours(axes: Axes, contours, points_P2, theme) -> None:
+    """Write the loss of each contour where it is far from the points (N, D) and other labels.
+
+    The panel must have its final size.
+    """
+    curves = [path.vertices for path in contours.get_paths() if len(path.vertices)]
+    positions = label_placement.free_positions(axes, curves, points_P2)
+    look = {"fontsize": 8.5, "colors": theme["ink"]}
+    axes.clabel(contours, fmt=style.format_number, manual=list(map(tuple, positions)), **look)
 
 
 def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
     """Plot the loss against size, with one parabola per compute budget, on log axes.
 
     fit: result of laws.isoflop. A minimum that the law uses is a diamond, a rejected minimum a
-    cross. Runs that do not belong to a budget of the fit are not shown.
+    cross. Budgets without a minimum have open gray markers and no label. Runs that do not belong to
+    a budget of the fit are not shown.
     """
     x = fit.columns[fit.output]
     figure, axes = style.new_figure("Loss against size at equal compute", x, y, theme)
-    minima = fit.budgets
-    n_runs, labels = 0, []
-    for minimum, color in zip(
-        minima, style.ordered_colors(theme, max(len(minima), 2)), strict=False
-    ):
+    minima, colors = fit.budgets, _budget_colors(fit, theme)
+    n_runs = 0
+    for minimum in minima:
+        color = colors.get(minimum.budget, theme["muted"])
         runs = [
             row
             for row in run_selection.finished_with(rows, x, y)
             if abs(row[records.FLOPS] / minimum.budget - 1) <= BUDGET_TOLERANCE
         ]
         n_runs += len(runs)
+        has_minimum = minimum.budget in colors
+        kind = "filled" if has_minimum else "open"
         for row in runs:
-            _draw_run(axes, row, (x, y), None, color, theme)
+            _draw_run(axes, row, (x, y), None, color, theme, kind)
         _draw_parabola(axes, minimum, [row[x] for row in runs], color, theme)
-        label = style.power_of_ten(minimum.budget)
-        labels += [(label, row[x], row[y]) for row in runs[-1:]]
-    if labels:
+        if has_minimum:
+            for row in runs[-1:]:
+                label = style.power_of_ten(minimum.budget, 2)
+                style.annotate(axes, row[x], row[y], label, theme)
+    if n_runs:
         axes.set(xscale="log", yscale="log")
-        elements.set_scales(axes, x, y, right=0.2)
-    elements.label_line_ends(axes, labels, theme)
+        elements.set_scales(axes, x, y, right=0.15)
+    n_without = len(minima) - len(colors)
     caption = [
-        f"n = {n_runs} runs at {len(minima)} budgets in FLOPs. Diamond: minimum of a parabola.",
+        f"n = {n_runs} runs at {len(minima)} budgets. Numbers: budgets in FLOPs.",
+        "Diamond: minimum of a parabola.",
         "Cross: minimum outside the range of sizes, not used. Bars: one standard error.",
+        f"Open: budgets with too few sizes for a minimum ({n_without})." if n_without else "",
     ]
     return style.finish_figure(figure, axes, caption, theme)
+
+
+def _budget_colors(fit, theme) -> dict[float, str]:
+    """Return {budget: color} of the budgets with a minimum. Larger budgets are darker."""
+    budgets = [minimum.budget for minimum in fit.budgets if np.isfinite(minimum.x)]
+    colors = style.ordered_colors(theme, max(len(budgets), 2))
+    return dict(zip(sorted(budgets), colors, strict=False))
 
 
 def _draw_parabola(axes: Axes, minimum, sizes, color, theme) -> None:
@@ -170,7 +195,7 @@ def _draw_parabola(axes: Axes, minimum, sizes, color, theme) -> None:
     if np.isfinite(best_size) and min(sizes) / 2 < best_size < 2 * max(sizes):
         tip = f"{style.power_of_ten(minimum.budget)} FLOPs: best {style.format_si(best_size)}"
         look = {"marker": "D" if minimum.is_used else "x", "markersize": 7, "zorder": 6}
-        axes.plot(best_size, minimum.loss, color=theme["accent"], gid=f"tip:{tip}", **look)
+        axes.plot(best_size, minimum.loss, color=theme["ink"], gid=f"tip:{tip}", **look)
 
 
 def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
@@ -181,11 +206,10 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
     """
     column = fit.columns[fit.output]
     figure, axes = style.new_figure("The best size of a budget", records.FLOPS, column, theme)
-    minima = fit.budgets
-    for minimum, color in zip(
-        minima, style.ordered_colors(theme, max(len(minima), 2)), strict=False
-    ):
+    minima, colors = fit.budgets, _budget_colors(fit, theme)
+    for minimum in minima:
         if minimum.is_used:
+            color = colors.get(minimum.budget, theme["muted"])
             best_size = minimum.x
             tip = f"{style.power_of_ten(minimum.budget)} FLOPs: {style.format_si(best_size)}"
             sd = best_size * minimum.log_x_sd if np.isfinite(minimum.log_x_sd) else None
@@ -210,22 +234,25 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
     if joint is not None and column == joint.columns["N"]:
         finished = run_selection.finished_with(rows, records.FLOPS, records.LOSS)
         fitted = [row for row in finished if elements.is_in_fit(row, joint)]
-        line = {"color": theme["accent"], "linewidth": 1.4, "label": "by L(N, D)"}
+        line = {"color": theme["second"], "linewidth": 1.4, "label": "by L(N, D)"}
         axes.plot(grid, compute_optimal.best_allocation_grid(joint, fitted, grid)[0], "--", **line)
     style.log_x(axes, style.power_of_ten)
     style.log_y(axes, style.format_si)
     n_used, n_runs = sum(minimum.is_used for minimum in minima), fit.n_sweep_runs
     caption = f"n = {n_used} minima of {n_runs} runs. Bars: one standard deviation over resamples."
-    return style.finish_figure(figure, axes, [caption], theme, legend="upper left")
+    return style.finish_figure(figure, axes, [caption], theme)
 
 
-def _draw_run(axes: Axes, row, columns, fit, color, theme) -> None:
-    """Draw a run at its columns (x, y) with its standard error and a tooltip."""
+def _draw_run(axes: Axes, row, columns, fit, color, theme, kind=None) -> None:
+    """Draw a run at its columns (x, y) with its standard error and a tooltip.
+
+    kind: marker, None for the marker by the fit.
+    """
     x, y = columns
     error = task_results.standard_error(row, y)
     name, tokens = elements.short_run_name(row), style.format_si(row[records.TOKENS])
     tip = f"{name}, {tokens} tokens: {style.format_number(row[y])} ± {error:.2g}"
-    kind = elements.fit_kind(row, fit)
+    kind = kind or elements.fit_kind(row, fit)
     elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
 
 

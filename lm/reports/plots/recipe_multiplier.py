@@ -21,6 +21,7 @@ def multiplier_vs_compute(comparison: recipe_verdict.RecipeComparison, theme=sty
     _draw_multiplier(left, comparison, theme)
     _draw_ladders(right, comparison, theme)
     style.panel_title(left, "Multiplier m: A needs m times the cost for the loss of B", theme)
+    left.set_ylabel("Multiplier m", size=8.5, color=theme["ink"])
     style.panel_title(right, "Loss of both recipes", theme)
     for axes in (left, right):
         axes.set_xlabel(style.axis_label(comparison.cost), size=8.5, color=theme["ink"])
@@ -79,8 +80,8 @@ def _draw_multiplier(axes: Axes, comparison: recipe_verdict.RecipeComparison, th
     value, lo, hi = np.clip([value, lo, hi], *limits)
     axes.fill_between(cost, lo, hi, color=theme["band"], zorder=1)
     is_inside = cost <= np.exp(ladder.x_mean.max())
-    axes.plot(cost[is_inside], value[is_inside], color=theme["accent"], zorder=2)
-    axes.plot(cost[~is_inside], value[~is_inside], "--", color=theme["accent"])
+    axes.plot(cost[is_inside], value[is_inside], color=theme["second"], zorder=2)
+    axes.plot(cost[~is_inside], value[~is_inside], "--", color=theme["second"])
     axes.axhline(1, color=theme["ink"], linewidth=0.8)
     for x, m in zip(np.exp(ladder.x_b), shown, strict=True):
         bar = [[m.value - max(m.lo, limits[0])], [min(m.hi, limits[1]) - m.value]]

@@ -60,7 +60,7 @@ def learning_curves(rows, metrics, x=records.TOKENS, theme=style.LIGHT) -> Figur
     figure, axes = style.new_figure("Learning curves", x, "Training loss (nats per token)", theme)
     curve_ends = elements.draw_curves(axes, rows, metrics, x, theme)
     elements.set_scales(axes, x, records.LOSS, right=0.14)
-    elements.label_line_ends(axes, _curve_labels(curve_ends), theme, dx=5)
+    elements.label_line_ends(axes, _curve_labels(curve_ends), theme)
     caption = f"n = {elements.count_label(curve_ends)}. Points are means over intervals of log {x}."
     return style.finish_figure(figure, axes, [caption], theme)
 
@@ -144,6 +144,7 @@ def predicted_vs_measured(rows, fit, prediction=None, theme=style.LIGHT) -> Figu
         kind = "diamond" if is_target else elements.fit_kind(row, fit)
         point = (deviation, i)
         elements.draw_point(axes, point, colors[row["name"]], theme, tip, xerr=error, kind=kind)
+    figure.set_figheight(max(1.9 + 0.2 * len(finished), 3.9))
     axes.axvline(0, color=theme["ink"], linewidth=1, zorder=1.5)
     axes.set_yticks(
         range(len(finished)), [elements.short_run_name(row) for row in finished], parse_math=False

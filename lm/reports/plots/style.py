@@ -11,13 +11,11 @@ Figures are plain matplotlib objects. This module does not use pyplot and has no
 import hashlib
 import html
 import io
-import itertools
 import json
 import math
 import pathlib
 import re
 import textwrap
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -27,20 +25,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from lm.reports.plots.layout import label_placement
 from lm.runs import filesystem, records
 
 # Theme: name of a color -> hex code. A color has one meaning: "accent", "soft" mark a prediction,
-# "good" and "bad" its verdict, "note" a warning. "sizes" is the range of the colormap viridis that
-# contrasts with the paper: it marks model sizes and is safe for color-blind readers.
+# "good" and "bad" its verdict, "note" a warning, "second" the second of two quantities. "sizes" is
+# the range of the colormap viridis that contrasts with the paper: it marks model sizes and is safe
+# for color-blind readers.
 LIGHT = {
     "paper": "#ffffff", "ink": "#1d2733", "muted": "#5b6775", "grid": "#e6eaef",
     "band": "#dde3ea", "accent": "#c9430b", "soft": "#f6cfbd", "raised": "#f4f6f8",
-    "good": "#1a7f4b", "bad": "#b3121d", "note": "#a07c00", "sizes": (0.02, 0.76),
+    "good": "#1a7f4b", "bad": "#b3121d", "note": "#a07c00", "second": "#9b2a86",
+    "sizes": (0.02, 0.76),
 }  # fmt: skip
 DARK = {
     "paper": "#11171e", "ink": "#e8edf2", "muted": "#9aa7b4", "grid": "#25303b",
     "band": "#303d4b", "accent": "#ff9152", "soft": "#6b3a20", "raised": "#1a222b",
-    "good": "#4cc38a", "bad": "#ff6b6b", "note": "#d9b441", "sizes": (0.36, 0.97),
+    "good": "#4cc38a", "bad": "#ff6b6b", "note": "#d9b441", "second": "#f08fdc",
+    "sizes": (0.36, 0.97),
 }  # fmt: skip
 
 # Categories, such as task families and phases: (light, dark), none of them a color of a size.
@@ -62,8 +64,17 @@ LABELS = {
     "eval.completion": "Held-out words completed exactly (%)",
 }
 
+# Column -> axis label of a small panel.
+PANEL_LABELS = {
+    records.N_PARAMS: "Parameters, N",
+    records.TOKENS: "Tokens, D",
+    records.FLOPS: "Compute (FLOPs)",
+    records.LOSS: "Loss (nats per token)",
+    "eval.bits_per_byte": "Loss (bits per byte)",
+}
+
 EXPONENT = re.compile(r"(?<=[\w)])\^(-?[0-9]+(?:\.[0-9]+)?)")  # N^-0.25
-Corner = Literal["upper left", "upper right"]
+MAX_LEGEND_LINES = 4  # entries of a legend, from which on it has several columns
 MAX_COLORS = 12  # categorical colors in one figure
 PANEL_TITLE_LENGTH = 28  # characters from which the title of a panel is smaller
 
@@ -80,7 +91,7 @@ def new_figure(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
     """
     figure = Figure(figsize=(5.4, 3.9), layout="constrained", facecolor=theme["paper"])
     axes = figure.add_subplot(facecolor=theme["paper"])
-    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=9)
+    _figure_title(axes, title, theme)
     axes.set_xlabel(axis_label(x), size=9.5, color=theme["ink"], parse_math=False)
     axes.set_ylabel(axis_label(y), size=9.5, color=theme["ink"], parse_math=False)
     axes.tick_params(colors=theme["muted"], labelsize=9, length=3, width=0.8)
@@ -95,13 +106,13 @@ def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list
     """Create a figure with n small panels. Return the figure and the list of its axes.
 
     title: title of the figure. n: number of panels; 0 gives one panel. theme: LIGHT or DARK.
-    columns: largest number of panels per line, which fill 11 inches. The figure has at least the
-    width of `new_figure`.
+    columns: largest number of panels per line, which fill 11 inches. A figure with fewer panels is
+    narrower, but has space for its title.
     """
     n_lines = max(-(-n // columns), 1)
     size = (11, 0.7 + 1.9 * n_lines)
     if 0 < n < columns:
-        size, columns = (max(11 * n / columns, 5.4), size[1]), n
+        size, columns = (max(11 * n / columns, 3.8), size[1]), n
     figure = Figure(figsize=size, layout="constrained", facecolor=theme["paper"])
     figure.suptitle(title, x=0.012, ha="left", weight="bold", size=11, color=theme["ink"])
     all_axes = [figure.add_subplot(n_lines, columns, i + 1) for i in range(max(n, 1))]
@@ -114,34 +125,60 @@ def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list
     return figure, all_axes
 
 
-def panel_title(axes: Axes, title: str, theme) -> None:
-    """Set the title of a small panel, which may have two lines."""
+def _figure_title(axes: Axes, title: str, theme, pad=9.0) -> None:
+    """Set the title of a figure with one panel. pad: distance from the panel in points."""
+    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=pad)
+
+
+def panel_title(axes: Axes, title: str, theme, pad=6.0) -> None:
+    """Set the title of a small panel, which may have two lines. pad: distance in points."""
     size = 8.5 if max(map(len, title.split("\n"))) < PANEL_TITLE_LENGTH else 7.5
-    axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False)
+    axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False, pad=pad)
 
 
-def finish_figure(
-    figure: Figure, axes: Axes, caption: list[str], theme=LIGHT, legend: Corner = "upper right"
-) -> Figure:
-    """Add legend and caption, compute the layout and drop overlapping labels. Return the figure.
+def label_panels(all_axes: list[Axes], x: str, y: str, theme) -> None:
+    """Write the axis labels of small panels. x, y: columns, or short labels with a unit."""
+    for axes in all_axes:
+        axes.set_xlabel(PANEL_LABELS.get(x, x), size=8, color=theme["ink"], parse_math=False)
+        axes.set_ylabel(PANEL_LABELS.get(y, y), size=8, color=theme["ink"], parse_math=False)
 
-    axes: the panel with the legend and the labels. caption: sentences. legend: its corner.
+
+def finish_figure(figure: Figure, axes: Axes, caption: list[str], theme=LIGHT) -> Figure:
+    """Add legend and caption, compute the layout and place all labels. Return the figure.
+
+    axes: the panel with the legend. caption: sentences.
     """
-    add_legend(axes, theme, legend)
+    add_legend(axes, theme)
     add_caption(figure, caption, theme)
     compute_layout(figure)
-    drop_overlapping_labels(axes)
+    for panel in figure.axes:
+        label_placement.place_labels(panel)
     freeze_layout(figure)
     return figure
 
 
-def add_legend(axes: Axes, theme=LIGHT, corner: Corner = "upper right") -> None:
-    """Add a legend if any artist has a label."""
+def add_legend(axes: Axes, theme=LIGHT) -> None:
+    """Add a legend between title and panel, where it covers no data, if any artist has a label."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        text = {"fontsize": 8.5, "labelcolor": theme["ink"], "handlelength": 1.8}
-        frame = {"facecolor": theme["paper"], "edgecolor": "none", "framealpha": 0.75}
-        axes.legend(handles, [math_text(label) for label in labels], loc=corner, **text, **frame)
+    if not handles:
+        return
+    legend = axes.legend(
+        handles,
+        [math_text(label) for label in labels],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3 if len(handles) > MAX_LEGEND_LINES else 1,
+        columnspacing=1.2,
+        fontsize=8.5,
+        labelcolor=theme["ink"],
+        handlelength=1.8,
+        borderpad=0.3,
+        borderaxespad=0,
+        frameon=False,
+    )
+    pad = 72 / axes.figure.dpi * legend.get_window_extent().height + 6
+    is_panel = bool(axes.figure.get_figure(root=True).get_suptitle())
+    (panel_title if is_panel else _figure_title)(axes, axes.get_title(loc="left"), theme, pad)
 
 
 def add_caption(figure: Figure, sentences: list[str], theme=LIGHT) -> None:
@@ -156,17 +193,6 @@ def compute_layout(figure: Figure) -> None:
     layout = figure.get_layout_engine()
     assert layout, "new_figure and new_panels set a layout engine"
     layout.execute(figure)
-
-
-def drop_overlapping_labels(axes: Axes) -> None:
-    """Remove labels that overlap a label that was added later. The largest sizes are added last."""
-    visible_boxes = []
-    for text in reversed(list(axes.texts)):
-        box = text.get_window_extent().padded(1, -1)
-        if any(box.overlaps(other) for other in visible_boxes):
-            text.remove()
-        else:
-            visible_boxes.append(box)
 
 
 def freeze_layout(figure: Figure) -> None:
@@ -214,31 +240,22 @@ def annotate(axes: Axes, x: float, y: float, text: str, theme, offset=(5, 5), **
     axes.annotate(math_text(text), (x, y), xytext=offset, bbox=background, **look)
 
 
-def label_offsets(axes: Axes, points, height=10.5, width=40.0) -> list[float]:
-    """Return vertical offsets, in points, that separate the labels at data points (x, y).
+def theme_of_sweep(rows, theme=LIGHT) -> dict:
+    """Return a theme in which a size has the same color in the figures of all subsets of rows."""
+    return theme | {"all_sizes": tuple(sorted(_known_sizes(rows)))}
 
-    height, width: size of a label in points. The axes must have their final limits.
-    """
-    if not points:
-        return []
-    page = np.array(axes.bbox.size) * 72 / axes.figure.dpi
-    positions = (axes.transScale + axes.transLimits).transform(np.array(points)) * page
-    ys, order = positions[:, 1].copy(), np.argsort(positions[:, 1], kind="stable")
-    for _ in range(50):
-        for low, high in itertools.combinations(order, 2):
-            overlap = height - (ys[high] - ys[low])
-            if overlap > 0 and abs(positions[high, 0] - positions[low, 0]) < width:
-                ys[low], ys[high] = ys[low] - overlap / 2, ys[high] + overlap / 2
-    ys += max(height / 2 - ys.min(), 0.0)  # labels below the axis would cover its ticks
-    return [float(offset) for offset in ys - positions[:, 1]]
+
+def _known_sizes(rows) -> set[float]:
+    return {row[records.N_PARAMS] for row in rows if row.get(records.N_PARAMS)}
 
 
 def size_colors(rows, theme=LIGHT) -> dict[str, str]:
     """Return {name of run: color}. Larger models have lighter colors.
 
-    Runs of the same size share a color. Runs of unknown size have the theme's color "muted".
+    Runs of the same size share a color. Runs of unknown size have the theme's color "muted". The
+    colors span the sizes of the rows, or those of `theme_of_sweep`.
     """
-    sizes = sorted({row[records.N_PARAMS] for row in rows if row.get(records.N_PARAMS)})
+    sizes = sorted(_known_sizes(rows).union(theme.get("all_sizes", ())))
     viridis, (first, last) = matplotlib.colormaps["viridis"], theme["sizes"]
     shades = np.linspace(first, last, len(sizes)) if len(sizes) > 1 else [(first + last) / 2]
     by_size = {n: str(colors.to_hex(viridis(s))) for n, s in zip(sizes, shades, strict=False)}
@@ -248,14 +265,18 @@ def size_colors(rows, theme=LIGHT) -> dict[str, str]:
     }
 
 
+def _is_dark(theme) -> bool:
+    return theme["paper"] == DARK["paper"]
+
+
 def categorical_colors(theme=LIGHT, n=4) -> list[str]:
     """Return n colors for categories. They repeat after len(CATEGORIES)."""
-    return [CATEGORIES[i % len(CATEGORIES)][int(theme is DARK)] for i in range(n)]
+    return [CATEGORIES[i % len(CATEGORIES)][int(_is_dark(theme))] for i in range(n)]
 
 
 def ordered_colors(theme=LIGHT, n=4) -> list[str]:
     """Return n colors for increasing values that are not model sizes."""
-    first, last = ORDERED["dark" if theme is DARK else "light"]
+    first, last = ORDERED["dark" if _is_dark(theme) else "light"]
     colormap = matplotlib.colormaps["YlOrBr"]
     return [str(colors.to_hex(colormap(shade))) for shade in np.linspace(first, last, n)]
 
@@ -281,18 +302,19 @@ def format_si(value: float) -> str:
     return power_of_ten(value)
 
 
-def power_of_ten(value: float) -> str:
+def power_of_ten(value: float, digits: int = 3) -> str:
     """Format a number as a power of ten in plain characters: 2.5e15 -> 2.5×10^15.
 
+    digits: significant digits.
     Figures and pages typeset the exponent: see `math_text` and html.superscripts.
     """
     if not value or not math.isfinite(value):
         return str(value)
-    digits, exponent = f"{value:.2e}".split("e")
-    digits = digits.rstrip("0").rstrip(".")
+    factor, exponent = f"{value:.{digits - 1}e}".split("e")
+    factor = factor.rstrip("0").rstrip(".") if digits > 1 else factor
     if int(exponent) == 0:
-        return digits
-    return f"10^{int(exponent)}" if digits == "1" else f"{digits}×10^{int(exponent)}"
+        return factor
+    return f"10^{int(exponent)}" if factor == "1" else f"{factor}×10^{int(exponent)}"
 
 
 def format_parameter(value: float) -> str:
@@ -371,30 +393,3 @@ def read_figure_metadata(path) -> dict:
         raise ValueError(
             f"{path} contains no metadata of its runs. Save the figure again with save_figure."
         ) from error
-
-
-def to_inline_svg(figure: Figure) -> tuple[str, str]:
-    """Return (SVG element for an HTML page, caption). Remove the caption from the figure.
-
-    Text is stored as text and uses the font of the page. Colors become CSS variables, --c and six
-    hex digits, so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes
-    its <title>. All text is escaped.
-    """
-    caption = " ".join(figure.get_supxlabel().split())
-    figure.supxlabel("")
-    box = figure.get_tightbbox().padded(0.03)  # inches
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
-        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
-    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
-    svg = re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)
-    bottom = 72 * figure.get_figheight()
-    view = f"{72 * box.x0:g} {bottom - 72 * box.y1:g} {72 * box.width:g} {72 * box.height:g}"
-    size = f'viewBox="{view}" role="img"'
-    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1), caption

@@ -10,10 +10,10 @@ run_selection.largest_token_budget. Markers, colors and arguments are explained 
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from lm.reports import task_significance
 from lm.reports.plots import elements, style
+from lm.reports.plots.layout import tick_labels
 from lm.runs import records, run_selection, short_names, task_results
 
 
@@ -88,8 +88,9 @@ def task_curves(
         baseline = _draw_baseline(axes, finished, x, task, theme)
         style.panel_title(axes, _panel_title(task, baseline), theme)
         elements.set_scales(axes, x, y)
-        elements.thin_ticks(axes)
+        tick_labels.thin_ticks(axes)
         axes.set_ylim(-4, 104)
+    style.label_panels(panels, x, "Accuracy (%)", theme)
     counts = {
         metrics["n"]["value"]
         for row in finished
@@ -97,9 +98,8 @@ def task_curves(
         if "accuracy" in metrics
     }
     caption = [
-        f"n = {elements.count_label(finished)}, {_format_range(counts)} questions each. Accuracy"
-        f" in percent.",
-        f"Horizontal: {style.axis_label(x)}. Bars: one standard error. Dotted: best baseline.",
+        f"n = {elements.count_label(finished)}, {_format_range(counts)} questions each.",
+        "Bars: one standard error. Dotted: best baseline.",
     ]
     return style.finish_figure(
         figure, panels[0], [*caption, elements.budget_note(selection)], theme
@@ -128,7 +128,7 @@ def _draw_baseline(axes, finished, x, task, theme) -> str:
 
 
 def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
-    """Plot exact match, p and p^k against size in percent, a color per task, at most four tasks.
+    """Plot exact match, p and p^k against size in percent, a panel per task.
 
     tasks: names as in task_results.task_names. p is the geometric mean of the probability of an
     answer token (dotted), k the number of tokens per answer, and p^k is dashed. If the markers of
@@ -136,49 +136,48 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     al. 2023, arXiv:2304.15004).
     """
     selection = run_selection.largest_token_budget(rows, x)
-    figure, axes = style.new_figure(
-        "Emergence and the choice of metric", x, "Probability (%)", theme
-    )
-    finished, markers = [], {}
-    for task, color in zip(tasks, style.categorical_colors(theme), strict=False):
-        finished = run_selection.finished_with(
-            selection.rows, x, task_results.task_column(task, "exact")
-        )
-        _draw_emergence(axes, finished, task, x, color, theme)
-        for row in finished[-1:]:
-            task_result = task_results.task_results(row)[task]
-            text = (
-                f"{short_names.shorten_task(task)} (mean k = {task_result['tokens']['value']:.3g})"
-            )
-            markers[text] = Line2D([], [], marker="o", linestyle="", color=color)
-    elements.set_scales(axes, x, "tasks")
-    axes.set_ylim(-3, 103)
-    axes.set_yticks(range(0, 101, 20))
-    look = {"fontsize": 7.5, "labelcolor": theme["ink"], "frameon": False}
-    figure.legend([*markers.values()], [*markers], loc="outside right center", **look)
+    title = "Emergence and the choice of metric"
+    figure, panels = style.new_panels(title, len(tasks), theme, columns=4)
+    finished = []
+    for axes, task in zip(panels, tasks, strict=False):
+        exact = task_results.task_column(task, "exact")
+        shown = run_selection.finished_with(selection.rows, x, exact)
+        finished = shown or finished
+        _draw_emergence(axes, shown, task, x, theme)
+        elements.set_scales(axes, x, "tasks")
+        tick_labels.thin_ticks(axes)
+        axes.set_ylim(-4, 104)
+        axes.set_yticks(range(0, 101, 20))
+        name = style.truncate_label(short_names.shorten_task(task), 32)
+        lengths = [task_results.task_results(row)[task]["tokens"]["value"] for row in shown]
+        style.panel_title(axes, f"{name}, k = {lengths[-1]:.3g}" if lengths else name, theme)
+    style.label_panels(panels, x, "Probability (%)", theme)
     caption = [
         f"n = {elements.count_label(finished)}. Dotted: probability p of a token (geometric mean).",
         "Dashed: p to the power k, the mean number of tokens of an answer.",
         "Markers: exact match with one standard error.",
     ]
-    return style.finish_figure(figure, axes, [*caption, elements.budget_note(selection)], theme)
+    return style.finish_figure(
+        figure, panels[0], [*caption, elements.budget_note(selection)], theme
+    )
 
 
-def _draw_emergence(axes, finished, task, x, color, theme) -> None:
+def _draw_emergence(axes, finished, task, x, theme) -> None:
     """Draw exact match, p and p^k of one task for the finished runs."""
-    points = []
+    points, colors = [], style.size_colors(finished, theme)
     for row in finished:
         metrics = task_results.task_results(row)[task]
         p, k = metrics["token_probability"]["value"], metrics["tokens"]["value"]
         points.append({x: row[x], "p": p, "p^k": p**k})
-    axes.plot(*elements.mean_curve(points, x, "p", 100), ":", color=color, linewidth=1.3)
-    axes.plot(*elements.mean_curve(points, x, "p^k", 100), "--", color=color, linewidth=1.3)
+    for name, line in (("p", ":"), ("p^k", "--")):
+        curve = elements.mean_curve(points, x, name, 100)
+        axes.plot(*curve, line, color=theme["ink"], linewidth=1.3)
     markers = []
     for row, point in zip(finished, points, strict=True):
         exact = task_results.task_results(row)[task]["exact"]
         share, error = 100 * exact["value"], 100 * exact["se"]
         tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
-        markers.append(elements.Point(row[x], share, error, color, tip))
+        markers.append(elements.Point(row[x], share, error, colors[row["name"]], tip))
     elements.draw_points(axes, markers, theme)
 
 
@@ -221,9 +220,10 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
         axes.locator_params(axis="x", nbins=4)
         axes.set_ylim(-4, 104)
         axes.invert_xaxis()
+    style.label_panels(panels, x, "Accuracy (%)", theme)
     n_runs = elements.count_label(run_selection.finished_with(rows, x, x))
     caption = [
-        f"n = {n_runs}. Accuracy in percent. Horizontal: {style.axis_label(x)}.",
+        f"n = {n_runs}. The loss falls to the right.",
         "Line and band: a sigmoid with its 95% interval. Dotted: best baseline.",
         "Bars: one standard error. Open: fewer tokens than other runs of the size. Tasks that no"
         f" run has above baseline, not shown: {len(all_tasks) - len(tasks)}.",

@@ -31,14 +31,14 @@ TUNING_LINES: dict[str, tuple[str, elements.Kind, str]] = {
     pretraining_gain.TUNED: ("-", "filled", "ink"),
     pretraining_gain.SCRATCH: ("--", "open", "ink"),
     pretraining_gain.TOTAL_FLOPS: ("None", "diamond", "ink"),
-    pretraining_gain.TUNED_ON_ALL: ("-", "filled", "accent"),
-    pretraining_gain.SCRATCH_ON_ALL: ("--", "open", "accent"),
+    pretraining_gain.TUNED_ON_ALL: ("-", "filled", "second"),
+    pretraining_gain.SCRATCH_ON_ALL: ("--", "open", "second"),
 }
 # Comparison (see pretraining_gain) -> line style, color of the theme.
 GAIN_LINES = dict(
     zip(
         pretraining_gain.COMPARISONS,
-        [("-", "ink"), (":", "ink"), ("-", "accent"), ("--", "accent")],
+        [("-", "ink"), (":", "ink"), ("-", "second"), ("--", "second")],
         strict=True,
     )
 )
@@ -133,10 +133,10 @@ def _draw_forgetting(axes, points, x, color, theme, has_markers_before) -> None:
             )
 
 
-def task_quality_vs_data(points, y="Bits per byte of the answer", theme=style.LIGHT) -> Figure:
+def task_quality_vs_data(points, y="Bits per byte", theme=style.LIGHT) -> Figure:
     """Plot a metric against the number of training examples, a panel per task, a color per size.
 
-    points: result of transfer_analysis.task_quality. y: name of the metric, for the caption.
+    points: result of transfer_analysis.task_quality. y: name of the metric, for the axis.
     Solid, filled: fine-tuned on the task. Dashed, open: trained from scratch for the same number of
     steps. Diamond: from scratch, with the FLOPs of pre-training and fine-tuning together. Dotted:
     the pre-trained model, prompted without examples.
@@ -158,9 +158,10 @@ def task_quality_vs_data(points, y="Bits per byte of the answer", theme=style.LI
         axes.set(xscale="log", xlim=(None, 4 * max((x for _, x, _ in labels), default=1)))
         style.log_x(axes, style.format_si)
         elements.label_line_ends(axes, labels, theme)
+    style.label_panels(panels, "Training examples", y, theme)
     n_models = len({(p["size"], p["task"], p["method"], p["n_examples"]) for p in points})
     caption = [
-        f"n = {n_models} models and tasks. {y} against the number of training examples.",
+        f"n = {n_models} models and tasks.",
         "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps.",
         "Diamond: from scratch, FLOPs of pre-training and fine-tuning. Dotted: pre-trained model,",
         "prompted, if in range. Bars: one standard error.",
@@ -243,11 +244,11 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
         axes.axhline(best["baseline"], color=theme["muted"], linewidth=1, linestyle=":")
         elements.set_scales(axes, records.N_PARAMS, "tasks")
         unit = "BLEU" if best["metric"] == "bleu" else "%"
+        style.label_panels([axes], records.N_PARAMS, f"Score ({unit})", theme)
         name = style.truncate_label(task, 32)
-        style.panel_title(axes, f"{name} ({unit}; {best['baseline_name']})", theme)
+        style.panel_title(axes, f"{name} ({best['baseline_name']})", theme)
     caption = [
-        f"Horizontal: {style.axis_label(records.N_PARAMS)}. Dark: trained on this task alone."
-        " Colored: on all tasks at once.",
+        "Dark: trained on this task alone. Colored: on all tasks at once.",
         "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps. Diamond:"
         " from scratch, FLOPs of pre-training and tuning. Dotted: the baseline in the title.",
         "Bars: one standard error over test items and seeds.",
@@ -279,9 +280,10 @@ def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
         axes.axhline(0, color=theme["muted"], linewidth=1)
         elements.set_scales(axes, records.N_PARAMS, "tasks")
         unit = "BLEU" if of_task[0]["metric"] == "bleu" else "points"
-        style.panel_title(axes, f"{style.truncate_label(task, 32)} ({unit})", theme)
+        style.label_panels([axes], records.N_PARAMS, f"Gain ({unit})", theme)
+        style.panel_title(axes, style.truncate_label(task, 32), theme)
     caption = [
-        f"Horizontal: {style.axis_label(records.N_PARAMS)}. Dark, solid: tuned on the task, minus"
+        "Dark, solid: tuned on the task, minus"
         " from scratch with the same steps; dotted: minus from scratch with the FLOPs of both.",
         "Colored, solid: tuned on all tasks, minus from scratch on the task; dashed: minus from"
         " scratch on all tasks.",
@@ -317,9 +319,10 @@ def unseen_task_accuracy(points, theme=style.LIGHT) -> Figure:
         elements.set_scales(axes, records.N_PARAMS, "tasks", right=0.3)
         axes.set_ylim(-14, 112)
         elements.label_line_ends(axes, labels, theme)
+    style.label_panels(panels, records.N_PARAMS, "Accuracy (%)", theme)
     n_runs = sum({(p["size"], p["n_clusters"]): p["n_runs"] for p in points}.values())
     caption = [
-        f"n = {n_runs} runs. Accuracy in percent against parameters without embeddings.",
+        f"n = {n_runs} runs.",
         "Bars: one standard error.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
@@ -336,7 +339,7 @@ def left_out_clusters(points, theme=style.LIGHT) -> Figure:
     )
     labels = []
     sizes = sorted({point["size"] for point in points})
-    lines = (("with", "tuned on", theme["ink"]), ("without", "left out", theme["accent"]))
+    lines = (("with", "tuned on", theme["ink"]), ("without", "left out", theme["second"]))
     for key, text, color in lines:
         means = []
         for size in sizes:

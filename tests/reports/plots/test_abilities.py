@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from lm.reports.plots import abilities, style
+from lm.reports.plots import abilities
+from lm.reports.plots.layout import inline_svg
 
 SIZES = (1e4, 1e5, 1e6)
 
@@ -27,7 +28,7 @@ def runs() -> list[dict]:
 
 
 def tips(figure) -> list[str]:
-    return re.findall(r"<title>(.*?)</title>", style.to_inline_svg(figure)[0])
+    return re.findall(r"<title>(.*?)</title>", "".join(inline_svg.to_inline_svgs(figure)[0]))
 
 
 def test_families_have_a_line_with_errors_over_seeds():

@@ -26,4 +26,5 @@ def test_every_figure_has_two_sentences_and_one_section():
     for sentences in explanations.EXPLANATIONS.values():
         assert len(sentences) == 2 and all(text.endswith(".") for text in sentences)
     assert explanations.explain_figure("other") == ""
+    assert "gray band" not in explanations.explain_figure("loss", has_interval=False)
     assert "no law yet" in explanations.explain_figure("loss", has_law=False)

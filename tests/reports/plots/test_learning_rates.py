@@ -40,7 +40,7 @@ def test_learning_rate_panels_mark_the_optimum_and_its_interval(theme):
     assert "n = 60 runs" in figure.get_supxlabel()  # runs of the base shape count once
     assert to_hex(figure.get_facecolor()) == theme["paper"]
     for axes, slope in zip(figure.axes, (-1, 0), strict=True):
-        bars = [line for line in axes.get_lines() if line.get_color() == theme["accent"]]
+        bars = [line for line in axes.get_lines() if line.get_color() == theme["ink"]]
         intervals = [line.get_xdata() for line in bars if len(line.get_xdata()) == 2]
         known_rates = [2 ** (-5 + slope * i) for i in range(3)]
         assert all(lo < rate < hi for (lo, hi), rate in zip(intervals, known_rates, strict=True))

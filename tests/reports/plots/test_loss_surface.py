@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from fixtures import figure_layout
 from matplotlib.colors import to_hex
 
 from lm.laws.forms import compute_optimal, isoflop, power_laws
 from lm.reports.plots import loss_surface, style
+from lm.reports.plots.layout import inline_svg
 
 E, A, ALPHA, B, BETA = 0.9, 30.0, 0.35, 120.0, 0.37
 
@@ -60,12 +62,15 @@ def test_every_figure_states_n_and_has_log_axes(toy, theme):
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log"), name
         assert axes.get_xlabel() and axes.get_ylabel(), name
         assert to_hex(figure.get_facecolor()) == theme["paper"]
+        assert theme is style.DARK or not figure_layout.faults(figure), name
 
 
 def test_every_color_has_a_counterpart_in_the_dark_theme(toy):
     dark_colors = style.dark_theme_map(toy[0])
     for name, figure in every_figure(toy).items():
-        used = set(re.findall(r"var\(--c([0-9a-f]{6})", style.to_inline_svg(figure)[0]))
+        used = set(
+            re.findall(r"var\(--c([0-9a-f]{6})", "".join(inline_svg.to_inline_svgs(figure)[0]))
+        )
         assert {f"#{code}" for code in used} <= set(dark_colors), name
 
 

@@ -13,6 +13,7 @@ from lm.config import schema
 from lm.laws.forms import power_laws
 from lm.reports import summary
 from lm.reports.plots import elements, scaling, style, task_accuracy
+from lm.reports.plots.layout import inline_svg
 from lm.runs import json_files, records, run_selection
 
 
@@ -53,7 +54,7 @@ def light_figures(toy):
 
 def tips(figure) -> list[str]:
     """Return the tooltips of a figure."""
-    svg, _ = style.to_inline_svg(figure)
+    (svg,), _ = inline_svg.to_inline_svgs(figure)
     return re.findall(r"<title>(.*?)</title>", svg)
 
 

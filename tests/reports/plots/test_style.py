@@ -1,7 +1,5 @@
 """Colors, number formats and metadata of figures."""
 
-import xml.etree.ElementTree as ElementTree
-
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -88,54 +86,26 @@ def test_data_hash_ignores_the_order_of_keys():
     assert style.hash_data({"a": 1}) != style.hash_data({"a": 1.0000001})
 
 
-def test_inline_figure_is_valid_xml_and_escapes_text():
-    hostile = "<script>alert('1')</script> $x^ & \"--> ]]>"
-    svg, caption = style.to_inline_svg(toy_figure(hostile, hostile))
-    root = ElementTree.fromstring(svg)
-    texts = ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("text")]
-    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
-    assert hostile in texts and titles == [hostile]
-    assert not [element for element in root.iter() if element.tag.endswith("script")]
-    assert caption == f"n = 1 run of {hostile}." and caption not in texts
-
-
-def test_inline_figure_is_cropped_above_its_caption():
-    figure = toy_figure()
-    axis_label = figure.axes[0].xaxis.label.get_window_extent()
-    svg, _ = style.to_inline_svg(figure)
-    view_box = map(float, ElementTree.fromstring(svg).attrib["viewBox"].split())
-    left, top, width, height = (points * figure.dpi / 72 for points in view_box)
-    bottom = figure.bbox.height - top - height
-    assert bottom < axis_label.y0 < bottom + 12
-    assert left < axis_label.x0 and axis_label.x1 < left + width
-
-
 def test_finished_figure_has_no_layout_engine():
     assert toy_figure().get_layout_engine() is None
 
 
-def test_every_color_of_an_inline_figure_has_a_dark_value():
-    figure = toy_figure()
-    for color in style.size_colors(ROWS).values():
-        figure.axes[0].plot([1, 2], [3, 4], color=color)
-    svg, _ = style.to_inline_svg(figure)
-    assert ": #" not in svg
-    used = {part[:6] for part in svg.split("var(--c")[1:]}
-    assert used <= {light[1:] for light in style.dark_theme_map(ROWS)}
+def test_size_has_one_color_in_all_figures_of_a_sweep():
+    theme = style.theme_of_sweep(ROWS)
+    large = style.size_colors(ROWS[1:2], theme)["a/large"]
+    assert large == style.size_colors(ROWS)["a/large"] in style.dark_theme_map(ROWS)
+    assert style.size_colors(ROWS[1:2])["a/large"] != large
 
 
-def test_overlapping_labels_are_separated():
-    _, axes = style.new_figure("Title", "x", "y")
-    axes.set(xscale="log", yscale="log", xlim=(1, 1e4), ylim=(1, 1e4))
-    points = [(100, 50), (100, 50.1), (100, 5000), (1, 50)]
-    offsets = style.label_offsets(axes, points, height=10, width=20)
-    assert offsets[1] - offsets[0] == pytest.approx(10, abs=0.2)
-    assert offsets[2:] == [0, 0]
-
-
-def test_later_label_replaces_an_overlapping_label():
+def test_legend_is_between_title_and_panel():
     figure, axes = style.new_figure("Title", "x", "y")
-    for label, x in (("small", 0.5), ("large", 0.501), ("far", 0.1)):
-        style.annotate(axes, x, 0.5, label, style.LIGHT)
-    style.finish_figure(figure, axes, [])
-    assert {text.get_text() for text in axes.texts} == {"large", "far"}
+    axes.plot([1, 2], [3, 4], label="L(N) = 1 + 2 N^-0.25")
+    style.finish_figure(figure, axes, ["One line."])
+    legend = axes.get_legend().get_window_extent()
+    title = next(text for text in figure.findobj() if getattr(text, "_text", "") == "Title")
+    assert axes.bbox.y1 <= legend.y0 and legend.y1 <= title.get_window_extent().y0
+
+
+def test_powers_of_ten_are_rounded_to_the_wanted_digits():
+    assert style.power_of_ten(2.79e13, 2) == "2.8×10^13"
+    assert style.power_of_ten(1.96e12, 1) == "2×10^12"

@@ -8,6 +8,7 @@ from fixtures import made_up_sweep
 
 from lm.reports import task_analysis
 from lm.reports.plots import style, task_accuracy
+from lm.reports.plots.layout import inline_svg
 from lm.runs import records, task_results
 
 
@@ -17,7 +18,7 @@ def rows(tmp_path_factory) -> list[dict]:
 
 
 def tips(figure) -> list[str]:
-    return re.findall(r"<title>(.*?)</title>", style.to_inline_svg(figure)[0])
+    return re.findall(r"<title>(.*?)</title>", "".join(inline_svg.to_inline_svgs(figure)[0]))
 
 
 def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):

@@ -1,0 +1,88 @@
+"""Figures as SVG elements of an HTML page.
+
+    svgs, caption = inline_svg.to_inline_svgs(figure)     # one element per panel
+
+Text is stored as text and uses the font of the page. Colors become CSS variables, --c and six hex
+digits, so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes its
+<title>. All text is escaped.
+"""
+
+import io
+import re
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+PADDING = 0.04  # inches around a figure or panel
+AXES_GROUP = re.compile(r'\n  <g id="(axes_\d+)">.*?\n  </g>', re.DOTALL)
+
+
+def to_inline_svgs(figure: Figure) -> tuple[list[str], str]:
+    """Return (SVG elements for an HTML page, caption). Remove the caption from the figure.
+
+    A figure with a title above its panels gives an element per panel, all of the same size, so that
+    the page can arrange them. Other figures give one element.
+    """
+    caption = " ".join(figure.get_supxlabel().split())
+    figure.supxlabel("")
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    if not figure.get_suptitle():
+        return [_clean_svg(_crop(svg, figure, figure.get_tightbbox().padded(PADDING)))], caption
+    head = svg[: svg.index(">") + 1]
+    panels = panel_axes(figure)
+    groups = {match[1]: match[0] for match in AXES_GROUP.finditer(svg)}
+    definitions = "".join(re.findall(r"\n <defs>.*?</defs>", svg, re.DOTALL))
+    names = {axes: f"axes_{i + 1}" for i, axes in enumerate(figure.axes)}
+    svgs = []
+    for i, (panel, box) in enumerate(zip(panels, _panel_boxes(panels), strict=True)):
+        body = "".join(groups[names[axes]] for axes in panel)
+        # An id is valid in the whole page, so that one panel has the definitions of all.
+        body += definitions if i == 0 else ""
+        svgs.append(_clean_svg(_crop(f"{head}{body}</svg>", figure, box)))
+    return svgs, caption
+
+
+def panel_axes(figure: Figure) -> list[list[Axes]]:
+    """Return the axes of each panel. Axes at the same position, such as twins, are one panel."""
+    panels: dict[tuple, list[Axes]] = {}
+    for axes in figure.axes:
+        panels.setdefault(tuple(np.round(axes.get_position().bounds, 4)), []).append(axes)
+    return list(panels.values())
+
+
+def _panel_boxes(panels: list[list[Axes]]) -> list[Bbox]:
+    """Return boxes of panels in inches with equal margins around the axes of each panel."""
+    inner = [panel[0].get_window_extent() for panel in panels]
+    outer = [
+        Bbox.union([box for axes in panel if (box := axes.get_tightbbox())]) for panel in panels
+    ]
+    edges = np.array([box.extents for box in inner])
+    margins = np.abs(np.array([box.extents for box in outer]) - edges).max(0)
+    dpi = panels[0][0].figure.dpi
+    signs = np.array([-1, -1, 1, 1])
+    return [Bbox.from_extents((edge + signs * margins) / dpi).padded(PADDING) for edge in edges]
+
+
+def _crop(svg: str, figure: Figure, box: Bbox) -> str:
+    """Return an SVG that shows a box, which is given in inches from the lower left corner."""
+    bottom = 72 * figure.get_figheight()
+    view = f"{72 * box.x0:g} {bottom - 72 * box.y1:g} {72 * box.width:g} {72 * box.height:g}"
+    size = f'viewBox="{view}" role="img"'
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1)
+
+
+def _clean_svg(svg: str) -> str:
+    """Return an SVG with tooltips and CSS variables, without metadata and fonts."""
+    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
+    return re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)
