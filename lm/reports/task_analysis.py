@@ -9,7 +9,7 @@
 task_significance.py defines when a task is above baseline.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     """
     from scipy import stats
 
-    above = set().union(*task_significance.above_baseline_by_run(rows).values())
+    above = task_significance.above_baseline_in_any(rows)
     by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS_METRICS}
     for task in task_results.task_names(rows):
         if task not in above:
@@ -175,15 +175,20 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
 
 
 def accuracy_curves(
-    rows: Sequence[dict], x: str = records.LOSS, bootstrap: int = 200
+    rows: Sequence[dict],
+    x: str = records.LOSS,
+    bootstrap: int = 200,
+    tasks: Container[str] | None = None,
 ) -> dict[str, tuple]:
     """Fit the accuracy of each task and of each phenomenon of minimal pairs against the column x.
 
-    bootstrap: number of resamples. Return {task: (fit, "")} with fits of laws.accuracy_from_loss,
+    bootstrap: number of resamples. tasks: names of the fitted tasks, None for all. Return {task: (fit, "")} with fits of laws.accuracy_from_loss,
     or {task: (None, reason)} if the law cannot be fitted.
     """
     fits: dict[str, tuple] = {}
     for task in task_results.summary_tasks(rows):
+        if tasks is not None and task not in tasks:
+            continue
         y, chance = task_results.task_column(task), task_significance.chance_accuracy_of(rows, task)
         try:
             fits[task] = (

@@ -76,11 +76,12 @@ def axis_label(column: str) -> str:
 def new_figure(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
     """Create a figure with one panel, half a page wide. Return the figure and its axes.
 
-    x, y: columns of a row, or axis labels with a unit.
+    x, y: columns of a row, or axis labels with a unit. The titles have a fixed height: otherwise
+    each drawing measures all tick labels to place them.
     """
     figure = Figure(figsize=(5.4, 3.9), layout="constrained", facecolor=theme["paper"])
     axes = figure.add_subplot(facecolor=theme["paper"])
-    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=9)
+    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=9, y=1)
     axes.set_xlabel(axis_label(x), size=9.5, color=theme["ink"], parse_math=False)
     axes.set_ylabel(axis_label(y), size=9.5, color=theme["ink"], parse_math=False)
     axes.tick_params(colors=theme["muted"], labelsize=9, length=3, width=0.8)
@@ -117,7 +118,7 @@ def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list
 def panel_title(axes: Axes, title: str, theme) -> None:
     """Set the title of a small panel, which may have two lines."""
     size = 8.5 if max(map(len, title.split("\n"))) < PANEL_TITLE_LENGTH else 7.5
-    axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False)
+    axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False, y=1)
 
 
 def finish_figure(
@@ -324,9 +325,6 @@ def format_prediction(value: float, lo: float, hi: float) -> str:
     if not (math.isfinite(lo) and math.isfinite(hi)):
         return f"{format_number(value)} (no interval)"
     return f"{format_number(value)} [{format_number(lo)}, {format_number(hi)}]"
-
-
-# Metadata and files of figures.
 
 
 def hash_data(value) -> str:
