@@ -182,8 +182,9 @@ def accuracy_curves(
 ) -> dict[str, tuple]:
     """Fit the accuracy of each task and of each phenomenon of minimal pairs against the column x.
 
-    bootstrap: number of resamples. tasks: names of the fitted tasks, None for all. Return {task: (fit, "")} with fits of laws.accuracy_from_loss,
-    or {task: (None, reason)} if the law cannot be fitted.
+    bootstrap: number of resamples. tasks: names of the fitted tasks, None for all. Return {task:
+    (fit, "")} with fits of laws.accuracy_from_loss, or {task: (None, reason)} if the law cannot be
+    fitted.
     """
     fits: dict[str, tuple] = {}
     for task in task_results.summary_tasks(rows):
