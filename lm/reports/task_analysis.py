@@ -9,6 +9,7 @@
 task_significance.py defines when a task is above baseline.
 """
 
+import functools
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
@@ -331,10 +332,17 @@ def _last_accuracies(evaluations: Sequence[dict], task: str) -> tuple[list[float
     return [step for step, _ in last], [value for _, value in last]
 
 
+@functools.cache
+def _config_fields() -> list[str]:
+    """Return the config fields that are equal in runs that differ only in their seed."""
+    return sorted(
+        schema.field_types(schema.Run).keys() - records.EXECUTION_FIELDS - {"name", "seed"}
+    )
+
+
 def _without_seed(row: dict) -> str:
     """Return a key that is equal for runs that differ only in their seed."""
-    fields = schema.flatten(schema.Run()).keys() - records.EXECUTION_FIELDS - {"name", "seed"}
-    return repr([row.get(records.N_PARAMS), *((name, row.get(name)) for name in sorted(fields))])
+    return repr([row.get(records.N_PARAMS), *((name, row.get(name)) for name in _config_fields())])
 
 
 def _pooled_sd(residuals: list) -> float | None:
