@@ -27,7 +27,7 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
     """
     figure, axes = style.new_figure("Loss against tokens", x, y, theme)
     finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
-    labels = []
+    labels, points = [], []
     axes.set(xscale="log", yscale="log")
     for size in sorted({row[records.N_PARAMS] for row in finished}):
         same_size = [row for row in finished if row[records.N_PARAMS] == size]
@@ -38,9 +38,9 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
         else:
             means = elements.mean_curve(same_size, x, y)
             axes.plot(*means, color=color, linewidth=1.2, zorder=1)
-        for row in same_size:
-            _draw_run(axes, row, (x, y), fit, color, theme)
+        points += [_point(row, (x, y), fit, color) for row in same_size]
         labels.append((style.format_si(size), same_size[-1][x], same_size[-1][y]))
+    elements.draw_points(axes, points, theme)
     if finished:
         elements.set_scales(axes, x, y, right=0.12)
     elements.label_line_ends(axes, labels, theme, dx=7)
@@ -59,8 +59,8 @@ def compute_optimal_frontier(
     figure, axes = style.new_figure("The compute-optimal frontier", x, y, theme)
     elements.draw_curves(axes, rows, metrics, x, theme, alpha=0.35)
     finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
-    for row in finished:
-        _draw_run(axes, row, (x, y), fit, colors[row["name"]], theme)
+    points = [_point(row, (x, y), fit, colors[row["name"]]) for row in finished]
+    elements.draw_points(axes, points, theme)
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]
     flops = [row[x] for row in fitted]
     budgets = np.geomspace(min(flops), max(flops), 80)
@@ -110,11 +110,13 @@ def loss_contours(rows, fit, levels=8, y=records.LOSS, theme=style.LIGHT) -> Fig
     budgets = np.geomspace(min(flops) / 30, max(flops) * 30, 200)
     line = {"color": theme["ink"], "linewidth": 1.6, "label": "least loss for a budget"}
     axes.plot(*compute_optimal.best_allocation_grid(fit, fitted, budgets), "--", **line)
+    points = []
     for row in finished:
         tip = f"{elements.short_run_name(row)}, {style.format_si(row[d_column])} tokens: "
         tip += style.format_number(row[y])
-        point, kind = (row[n_column], row[d_column]), elements.fit_kind(row, fit)
-        elements.draw_point(axes, point, theme["ink"], theme, tip, kind=kind)
+        kind = elements.fit_kind(row, fit)
+        points.append(elements.Point(row[n_column], row[d_column], 0.0, theme["ink"], tip, kind))
+    elements.draw_points(axes, points, theme)
     axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
     style.log_x(axes, style.format_si)
     style.log_y(axes, style.format_si)
@@ -131,7 +133,7 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
     x = fit.columns[fit.output]
     figure, axes = style.new_figure("Loss against size at equal compute", x, y, theme)
     minima = fit.budgets
-    n_runs, labels = 0, []
+    points, labels = [], []
     for minimum, color in zip(
         minima, style.ordered_colors(theme, max(len(minima), 2)), strict=False
     ):
@@ -140,18 +142,17 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
             for row in run_selection.finished_with(rows, x, y)
             if abs(row[records.FLOPS] / minimum.budget - 1) <= BUDGET_TOLERANCE
         ]
-        n_runs += len(runs)
-        for row in runs:
-            _draw_run(axes, row, (x, y), None, color, theme)
+        points += [_point(row, (x, y), None, color) for row in runs]
         _draw_parabola(axes, minimum, [row[x] for row in runs], color, theme)
         label = style.power_of_ten(minimum.budget)
         labels += [(label, row[x], row[y]) for row in runs[-1:]]
+    elements.draw_points(axes, points, theme)
     if labels:
         axes.set(xscale="log", yscale="log")
         elements.set_scales(axes, x, y, right=0.2)
     elements.label_line_ends(axes, labels, theme)
     caption = [
-        f"n = {n_runs} runs at {len(minima)} budgets in FLOPs. Diamond: minimum of a parabola.",
+        f"n = {len(points)} runs at {len(minima)} budgets in FLOPs. Diamond: minimum of a parabola.",
         "Cross: minimum outside the range of sizes, not used. Bars: one standard error.",
     ]
     return style.finish_figure(figure, axes, caption, theme)
@@ -219,14 +220,13 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
     return style.finish_figure(figure, axes, [caption], theme, legend="upper left")
 
 
-def _draw_run(axes: Axes, row, columns, fit, color, theme) -> None:
-    """Draw a run at its columns (x, y) with its standard error and a tooltip."""
+def _point(row, columns, fit, color) -> elements.Point:
+    """Return the marker of a run at its columns (x, y), with its standard error and a tooltip."""
     x, y = columns
     error = task_results.standard_error(row, y)
     name, tokens = elements.short_run_name(row), style.format_si(row[records.TOKENS])
     tip = f"{name}, {tokens} tokens: {style.format_number(row[y])} ± {error:.2g}"
-    kind = elements.fit_kind(row, fit)
-    elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
+    return elements.Point(row[x], row[y], error, color, tip, elements.fit_kind(row, fit))
 
 
 def _caption(rows, fit, x, y, subject: str) -> list[str]:
