@@ -152,7 +152,8 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
         elements.set_scales(axes, x, y, right=0.2)
     elements.label_line_ends(axes, labels, theme)
     caption = [
-        f"n = {len(points)} runs at {len(minima)} budgets in FLOPs. Diamond: minimum of a parabola.",
+        f"n = {len(points)} runs at {len(minima)} budgets in FLOPs.",
+        "Diamond: minimum of a parabola.",
         "Cross: minimum outside the range of sizes, not used. Bars: one standard error.",
     ]
     return style.finish_figure(figure, axes, caption, theme)
