@@ -26,7 +26,12 @@ the hash of the prediction was published before the result was known. The last l
 that publishes it as an annotated git tag, which it pushes to the remote repository origin.
 """
 
+import os
 import time
+
+# Threads of OpenBLAS wait in a loop for each other, which costs more than they gain on the small
+# matrices of a report. The library reads the variable when NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import flags
 

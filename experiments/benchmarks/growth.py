@@ -2,16 +2,20 @@
 
     uv run python -m experiments.benchmarks.growth
     uv run python -m experiments.benchmarks.growth --axis=runs --largest=1000 --report
-    uv run python -m experiments.benchmarks.growth --axis=documents --largest=100000
+    uv run python -m experiments.benchmarks.growth --axis=documents --largest=1000000
+    uv run python -m experiments.benchmarks.growth --axis=size --points=3    # the three smallest
 
 Axes: number of runs of a sweep (load_runs, a power law, with --report also the report), documents
-(preparation with byte tokens), rows of a batch, tokens per row, vocabulary and width of a model
-(memory of the compiled train step). Times are processor seconds. The exponent is the slope of the
-logarithms between the last two values, where constant costs matter least. "expected" is that of the
-arithmetic: 1 for runs and documents, and the slope of memory_estimate.py for a model. A line whose
-exponent exceeds the expected one by more than 0.1 is marked.
+(preparation with byte tokens), rows of a batch, tokens per row, vocabulary, width and size of a
+model (the train step: its memory, its time and that of its compilation). Times are processor
+seconds. The exponent is the slope of the logarithms between the last two values, where constant
+costs matter least. "expected" is that of the arithmetic: 1 for runs and documents, the slope of
+memory_estimate.py for memory and of flops.py for the time of a step. A time of compilation should
+not grow, except with the number of layers. A line whose exponent exceeds the expected one by more
+than 0.1 is marked.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -22,6 +26,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
 from experiments.common import cli, console
@@ -30,7 +35,7 @@ from lm.config import schema
 _AXES = flags.DEFINE_multi_enum(
     "axis",
     ["runs", "documents", "rows", "tokens", "vocabulary", "width"],
-    ["runs", "documents", "rows", "tokens", "vocabulary", "width"],
+    ["runs", "documents", "rows", "tokens", "vocabulary", "width", "size"],
     "quantity that grows; may be repeated",
 )
 _LARGEST = flags.DEFINE_integer("largest", 1000, "largest number of runs or documents", 10)
@@ -38,15 +43,17 @@ _REPORT = flags.DEFINE_bool("report", False, "also write the report of each numb
 _TEMPLATE = flags.DEFINE_string(
     "template", "notebooks/data/real_ladder", "folder of a sweep whose runs are copied"
 )
+_POINTS = flags.DEFINE_integer("points", 0, "number of values of an axis of a model, 0 for all", 0)
 MAX_EXCESS = 0.1  # of a measured exponent over the expected one
 MIB = 2**20
 WORDS = "the quick brown fox jumps over a lazy dog while others watch from far away".split()
 # Axis of a model -> field that grows, and its values.
 MODEL_AXES = {
     "rows": ("data.batch_size", (4, 8, 16, 32)),
-    "tokens": ("data.seq_len", (128, 256, 512, 1024)),
-    "vocabulary": ("model.vocab_size", (1024, 4096, 16384, 65536)),
+    "tokens": ("data.seq_len", (128, 512, 2048, 8192)),
+    "vocabulary": ("model.vocab_size", (256, 2048, 16384, 131072)),
     "width": ("model.d_model", (64, 128, 256, 512)),
+    "size": ("size", ("10K", "100K", "1M", "10M", "100M")),
 }
 
 
@@ -84,7 +91,8 @@ def measure_axis(axis: str) -> list[Growth]:
             return measure_runs(pathlib.Path(folder), _TEMPLATE.value, powers(_LARGEST.value))
         if axis == "documents":
             return measure_documents(pathlib.Path(folder), powers(_LARGEST.value))
-        return measure_model(axis, *MODEL_AXES[axis])
+        field, values = MODEL_AXES[axis]
+        return measure_model(axis, field, values[: _POINTS.value or None])
 
 
 def powers(largest: int) -> list[int]:
@@ -174,51 +182,104 @@ def measure_documents(folder: pathlib.Path, numbers: Sequence[int]) -> list[Grow
     return [Growth("documents", name, numbers, values) for name, values in results.items()]
 
 
-def measure_model(axis: str, field: str, values: Sequence[int]) -> list[Growth]:
-    """Return the temporaries of the compiled step, and seconds to trace and to compile it."""
+class StepCost(NamedTuple):
+    """Measured and estimated cost of a train step."""
+
+    temporaries: float  # MiB per device, planned by XLA
+    estimated_temporaries: float  # MiB per device
+    state: float  # MiB per device: weights, moments and batch
+    seconds: float  # of the processor
+    flops: float
+
+
+def measure_model(axis: str, field: str, values: Sequence[int | str]) -> list[Growth]:
+    """Return the memory and the time of the train step, and the time of its compilation."""
+    from lm.config import model_sizes
     from lm.parallel import mesh
 
     mesh.initialize_devices()
-    results: dict[str, list[float]] = {}
-    planned, estimated = [], []
+    xs, n_params = [], []
+    compile_seconds: dict[str, list[float]] = {}
+    costs = []
     for value in values:
         run = model_run({field: value})
-        temporaries, estimate = _timed(results, "compile, s", lambda r=run: _step_memory(r))
-        planned.append(temporaries / MIB)
-        estimated.append(estimate / MIB)
-    memory = Growth(axis, "temporaries, MiB", values, planned, slope(values, estimated))
-    return [memory, Growth(axis, "compile, s", values, results["compile, s"])]
+        counts = model_sizes.count_parameters(run.model)
+        xs.append(float(counts["non_embedding"] if field == "size" else value))
+        n_params.append(counts["total"])
+        compiled = _timed(compile_seconds, "compile, s", lambda r=run: _compile_step(r))
+        costs.append(_step_cost(run, *compiled))
+    planned, estimated, state, seconds, flops = zip(*costs, strict=True)
+    return [
+        Growth(axis, "temporaries, MiB", xs, planned, slope(xs, estimated)),
+        Growth(axis, "weights and moments, MiB", xs, state, slope(xs, n_params)),
+        Growth(axis, "step, s", xs, seconds, slope(xs, flops)),
+        Growth(axis, "compile, s", xs, compile_seconds["compile, s"], 0.0),
+    ]
 
 
-def model_run(changes: Mapping[str, int]) -> schema.Run:
-    """Return a small run with other values of fields. The other widths follow d_model."""
+def model_run(changes: Mapping[str, Any]) -> schema.Run:
+    """Return a small run with other values of fields. The other widths follow d_model.
+
+    The field "size" replaces the model by one of the ladder.
+    """
+    from lm.config import model_sizes
+
     width = changes.get("model.d_model", 64)
     run = schema.Run(name="growth")
     run.model = schema.Model(
         d_model=width, n_layers=2, n_heads=2, n_kv_heads=2, d_head=width // 2,
         d_ff=-(-8 * width // 3 // 16) * 16, vocab_size=changes.get("model.vocab_size", 256),
     )  # fmt: skip
+    if "size" in changes:
+        run.model = model_sizes.ladder_model(changes["size"], vocab_size=256)
     run.data.batch_size = changes.get("data.batch_size", 4)
     run.data.seq_len = changes.get("data.seq_len", 128)
     return run
 
 
-def _step_memory(run: schema.Run) -> tuple[float, float]:
-    """Return the bytes of the temporaries of a compiled step per device: planned, estimated."""
+def _compile_step(run: schema.Run) -> tuple[Any, Any]:
+    """Return the functions of a run and its compiled step."""
     import jax
 
-    from lm.model import memory_estimate
     from lm.parallel import mesh
     from lm.training import step
 
     functions = step.build_train_functions(run, mesh.make_mesh(run.mesh))
     with jax.set_mesh(functions.mesh):
         lowered = functions.step.lower(functions.abstract, functions.batch, functions.inputs)
-        plan = lowered.compile().memory_analysis()
+        return functions, lowered.compile()
+
+
+def _step_cost(run: schema.Run, functions: Any, compiled: Any) -> StepCost:
+    """Return the cost of the second call of a compiled step, on rows of zeros."""
+    import jax
+
+    from lm.config import flops
+    from lm.model import memory_estimate
+    from lm.parallel import mesh
+
+    plan = compiled.memory_analysis()
     assert plan is not None  # XLA plans memory on CPU
     n_devices, platform = functions.mesh.size, mesh.device_platform(functions.mesh)
     estimate = memory_estimate.estimate_memory(run, n_devices, platform)
-    return plan.temp_size_in_bytes, estimate.temporaries
+    seconds: dict[str, list[float]] = {}
+    with jax.set_mesh(functions.mesh):
+        state = functions.init(0)
+        batch = jax.tree.map(
+            lambda array: jax.device_put(np.zeros(array.shape, array.dtype), array.sharding),
+            functions.batch,
+        )
+        for _ in range(2):
+            call = functools.partial(compiled, state, batch, functions.inputs)
+            state, _ = _timed(seconds, "step", lambda c=call: jax.block_until_ready(c()))
+    tokens = run.data.batch_size * run.data.seq_len
+    return StepCost(
+        plan.temp_size_in_bytes / MIB,
+        estimate.temporaries / MIB,
+        plan.argument_size_in_bytes / MIB,
+        seconds["step"][-1],
+        tokens * flops.flops_per_token(run.model, run.data.seq_len)["full"],
+    )
 
 
 def _timed(seconds: dict[str, list[float]], name: str, call: Callable[[], Any]) -> Any:

@@ -276,13 +276,16 @@ def score_rows(
 
     score: see make_scorer. Returns float64 nats and the most likely next tokens, [N, T].
     """
-    size, nats, best = run.data.batch_size, [], []
-    n = len(batch["tokens"])
+    size, n = run.data.batch_size, len(batch["tokens"])
+    results, pending = [], None
     for start in range(0, n, size):
         # The last batch is filled with sequences from the beginning.
         rows = (start + mesh.local_rows(device_mesh, size)) % n
         local_batch = {name: array[rows] for name, array in batch.items()}
-        nats_BT, best_BT = jax.device_get(score(params, mesh.put_batch(device_mesh, local_batch)))
-        nats.append(nats_BT.astype(np.float64))
-        best.append(best_BT)
-    return np.concatenate(nats)[:n], np.concatenate(best)[:n]
+        scores = score(params, mesh.put_batch(device_mesh, local_batch))
+        if pending is not None:  # the devices compute the new batch during this copy
+            results.append(jax.device_get(pending))
+        pending = scores
+    results.append(jax.device_get(pending))
+    nats, best = zip(*results, strict=True)
+    return np.concatenate(nats).astype(np.float64)[:n], np.concatenate(best)[:n]

@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lm.reports import lr_analysis, summary, task_analysis, task_trends
+from lm.reports import lr_analysis, summary, task_analysis, task_significance, task_trends
 from lm.reports.audit import target_prediction
 from lm.reports.plots import (
     abilities,
@@ -141,10 +141,7 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         figures |= _task_panels(rows)
         figures["tasks_vs_loss"] = Drawing(
             lambda theme: task_accuracy.accuracy_vs_loss(
-                rows,
-                task_analysis.accuracy_curves(rows, sweep.loss_column),
-                sweep.loss_column,
-                theme,
+                rows, _fit_accuracy_curves(rows, sweep.loss_column), sweep.loss_column, theme
             )
         )
     scores = pretraining_gain.task_scores(rows)
@@ -152,6 +149,12 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
         figures["tuned"] = Drawing(partial(transfer.tuned_scores_vs_size, scores))
         figures["pretraining_gain"] = Drawing(partial(transfer.pretraining_gain_vs_size, effects))
     return figures
+
+
+def _fit_accuracy_curves(rows: list[dict], x: str) -> dict[str, tuple]:
+    """Fit the accuracy of the tasks that accuracy_vs_loss shows against the column x."""
+    shown = task_significance.above_baseline_in_any(rows)
+    return task_analysis.accuracy_curves(rows, x, tasks=shown)
 
 
 def _predicted_task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:

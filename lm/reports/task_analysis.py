@@ -9,7 +9,8 @@
 task_significance.py defines when a task is above baseline.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
@@ -157,9 +158,7 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     sign in CONTINUOUS_METRICS. Skip tasks whose accuracies are all equal and tasks that no run has
     above baseline.
     """
-    from scipy import stats
-
-    above = set().union(*task_significance.above_baseline_by_run(rows).values())
+    above = task_significance.above_baseline_in_any(rows)
     by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS_METRICS}
     for task in task_results.task_names(rows):
         if task not in above:
@@ -171,21 +170,37 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
             ]
             pairs = np.array([(a["value"], m["value"]) for a, m in results if a and m])
             if len(pairs) > 2 and np.ptp(pairs, axis=0).all():
-                ranks = stats.rankdata(pairs, axis=0)
-                by_metric[metric][task] = sign * float(np.corrcoef(ranks.T)[0, 1])
+                ranks = [_average_ranks(column) for column in pairs.T]
+                by_metric[metric][task] = sign * float(np.corrcoef(ranks)[0, 1])
     return {metric: by_task for metric, by_task in by_metric.items() if by_task}
 
 
+def _average_ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks of values from 1. Equal values share the mean of their ranks.
+
+    An import of scipy.stats, which has the same function, takes half a second.
+    """
+    ordered = np.sort(values)
+    first, last = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return (first + last + 1) / 2
+
+
 def accuracy_curves(
-    rows: Sequence[dict], x: str = records.LOSS, bootstrap: int = 200
+    rows: Sequence[dict],
+    x: str = records.LOSS,
+    bootstrap: int = 200,
+    tasks: Container[str] | None = None,
 ) -> dict[str, tuple]:
     """Fit the accuracy of each task and of each phenomenon of minimal pairs against the column x.
 
-    bootstrap: number of resamples. Return {task: (fit, "")} with fits of laws.accuracy_from_loss,
-    or {task: (None, reason)} if the law cannot be fitted.
+    bootstrap: number of resamples. tasks: names of the fitted tasks, None for all. Return {task:
+    (fit, "")} with fits of laws.accuracy_from_loss, or {task: (None, reason)} if the law cannot be
+    fitted.
     """
     fits: dict[str, tuple] = {}
     for task in task_results.summary_tasks(rows):
+        if tasks is not None and task not in tasks:
+            continue
         y, chance = task_results.task_column(task), task_significance.chance_accuracy_of(rows, task)
         try:
             fits[task] = (
@@ -319,10 +334,17 @@ def _last_accuracies(evaluations: Sequence[dict], task: str) -> tuple[list[float
     return [step for step, _ in last], [value for _, value in last]
 
 
+@functools.cache
+def _config_fields() -> list[str]:
+    """Return the config fields that are equal in runs that differ only in their seed."""
+    return sorted(
+        schema.field_types(schema.Run).keys() - records.EXECUTION_FIELDS - {"name", "seed"}
+    )
+
+
 def _without_seed(row: dict) -> str:
     """Return a key that is equal for runs that differ only in their seed."""
-    fields = schema.flatten(schema.Run()).keys() - records.EXECUTION_FIELDS - {"name", "seed"}
-    return repr([row.get(records.N_PARAMS), *((name, row.get(name)) for name in sorted(fields))])
+    return repr([row.get(records.N_PARAMS), *((name, row.get(name)) for name in _config_fields())])
 
 
 def _pooled_sd(residuals: list) -> float | None:

@@ -6,18 +6,26 @@ A stored figure contains this hash, so `figures.verify_figure` detects changed c
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
+
+from lm.runs import filesystem
 
 PACKAGE = __name__.partition(".")[0]
 PACKAGE_DIR = pathlib.Path(__file__).parents[__name__.count(".") - 1]
 # Packages whose older versions fail with an ImportError or AttributeError of their own.
 CHECKED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+STATEMENT_LISTS = ("body", "orelse", "finalbody", "handlers", "cases")  # fields of a statement
+HASH_FILE = "code_hashes.json"  # in the cache folder of the user
 
 
 def package_version() -> str:
@@ -73,23 +81,48 @@ def code_hash(module: str) -> str:
     """Return the package version and eight digits of a hash of a module and all its imports.
 
     Imports from other packages are not hashed. Comments, docstrings and formatting do not change
-    the hash.
+    the hash. The last hash of each module is stored in the cache folder of the user, because
+    parsing a hundred files takes seconds. A change of any file of the package makes it invalid.
     """
-    texts = source_files(module)
-    digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
-    return f"{package_version()} {digest.hexdigest()[:8]}"
+    sources = [_package_digest(), sys.version]
+    stored = _stored_hashes()
+    if stored.get(module, [])[:2] != sources:
+        texts = source_files(module)
+        digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
+        stored[module] = [*sources, digest.hexdigest()[:8]]
+        with contextlib.suppress(OSError, RuntimeError):  # no home folder, or no right to write
+            folder = filesystem.user_cache_folder()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            filesystem.write_file(folder / HASH_FILE, json.dumps(stored))
+    return f"{package_version()} {stored[module][2]}"
+
+
+def _stored_hashes() -> dict[str, list[str]]:
+    """Return {module: [digest of the package, Python version, code hash]}, {} if unreadable."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        stored = json.loads((filesystem.user_cache_folder() / HASH_FILE).read_text())
+        is_valid = isinstance(stored, dict) and all(
+            isinstance(entry, list) and len(entry) == 3 for entry in stored.values()
+        )
+        return stored if is_valid else {}
+    return {}
 
 
 def package_hash() -> str:
     """Return the version and a hash of all files of the package, with templates and comments.
 
-    The files are not parsed, so this takes a hundredth of the time of `code_hash`.
+    The files are not parsed, so this takes a hundredth of the time of parsing them.
     """
+    return f"{package_version()} {_package_digest()[:8]}"
+
+
+def _package_digest() -> str:
+    """Return the SHA-256 of all files of the package, with templates and comments."""
     digest = hashlib.sha256()
     for file in sorted(PACKAGE_DIR.rglob("*")):
         if file.suffix in (".py", ".html"):
             digest.update(file.read_bytes())
-    return f"{package_version()} {digest.hexdigest()[:8]}"
+    return digest.hexdigest()
 
 
 def source_files(module: str) -> dict[str, str]:
@@ -129,7 +162,7 @@ def _parse(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node in _walk_statements(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -137,3 +170,13 @@ def _parse(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
         elif isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree), tuple(names)
+
+
+def _walk_statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield a module and all its statements. Expressions, the most nodes, contain no import."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        for name in STATEMENT_LISTS:
+            pending += getattr(node, name, ())

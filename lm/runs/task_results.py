@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from lm.runs import records, short_names
 
 CHANCE = "chance"
+ACCURACY = ".accuracy"
 # See lm/evaluation/baselines.
 BASELINES = ("unigram", "bigram", "bag_of_words", "copy", "nearest", "word_by_word")
 
@@ -80,9 +81,13 @@ def _names_with_accuracy(rows: Sequence[Mapping], are_means: bool) -> list[str]:
     """Return the names of results with an accuracy, in their order in the rows."""
     names: dict[str, None] = {}
     for row in rows:
-        for task, metrics in task_results(row).items():
-            if "accuracy" in metrics and ("n_paradigms" in metrics) == are_means:
-                names[task] = None
+        # A row has hundreds of columns, and a report of many runs calls this function often.
+        for column in [key for key in row if key.endswith(ACCURACY)]:
+            key = column.removeprefix("eval.")
+            if key.startswith("task.") and row[column] is not None:
+                task = key.removeprefix("task.").removesuffix(ACCURACY)
+                if (task_result(row, task, "n_paradigms") is not None) == are_means:
+                    names[task] = None
     return list(names)
 
 

@@ -155,3 +155,8 @@ def test_rows_without_chance_or_number_of_examples_have_a_verdict():
     (row,) = rows([0.5])
     no_chance = {k: v for k, v in row.items() if not k.endswith(".chance")}
     assert task_analysis.task_verdicts([{**no_chance, "start.run": ""}])[0]["chance"] == 0
+
+
+def test_equal_values_share_their_mean_rank():
+    ranks = task_analysis._average_ranks(np.array([0.2, 0.1, 0.2, 0.5]))
+    assert ranks.tolist() == [2.5, 1, 2.5, 4]

@@ -1,6 +1,7 @@
 """Tasks above and below their baseline, of synthetic results with known properties."""
 
 import numpy as np
+from scipy import stats
 
 from lm.reports import task_significance
 from lm.runs import task_results
@@ -135,3 +136,11 @@ def test_harness_results_without_chance_are_not_tested():
     assert task_significance.tasks_above_baseline(row) == {"harness:arc_easy"}
     row["eval.task.harness:arc_easy.accuracy"] = 0.25
     assert not task_significance.tasks_above_baseline(row)
+
+
+def test_binomial_tails_are_those_of_scipy():
+    for n, chance in ((1, 0.5), (40, 0.25), (1000, 0.01)):
+        for k in {0, 1, n // 4, n - 1, n}:
+            tails = [task_significance._binomial_p_value(k, n, chance, side) for side in (0, 1)]
+            exact = stats.binom.sf(k - 1, n, chance), stats.binom.cdf(k, n, chance)
+            np.testing.assert_allclose(tails, exact, rtol=1e-11)

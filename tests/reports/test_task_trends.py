@@ -1,6 +1,7 @@
 """Trends of task accuracies over size: improving, worsening and flat tasks."""
 
 import numpy as np
+from scipy import optimize
 
 from lm.reports import task_trends
 from lm.runs import records
@@ -50,3 +51,13 @@ def test_fall_at_the_largest_size_is_noticed():
     trend = task_trends.fit_trends(rows((0.0, 0.5, 0.9, 0.6)))[0]
     assert trend.is_past_its_best and (trend.best, trend.best_size) == (0.9, 16_000)
     assert not task_trends.fit_trends(rows((0.0, 0.5, 0.9, 0.85)))[0].is_past_its_best
+
+
+def test_rising_curve_is_the_isotonic_regression_of_scipy():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 9) * 5:
+        means, weights = np.round(rng.random(n), 1), rng.uniform(1, 1000, n)
+        curve, n_levels = task_trends._rising_curve(means, weights)
+        expected = optimize.isotonic_regression(means, weights=weights)
+        np.testing.assert_allclose(curve, expected.x, rtol=1e-13)
+        assert n_levels == len(expected.blocks) - 1

@@ -33,6 +33,7 @@ def package(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(provenance, "PACKAGE_DIR", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     provenance._parse.cache_clear()
     return tmp_path
 
@@ -52,6 +53,29 @@ def test_code_hash_ignores_docstrings_and_comments_only(package):
         (package / "config" / "schema.py").write_text(text)
         provenance._parse.cache_clear()
         assert (provenance.code_hash("lm.data.corpus") == before) is is_same
+
+
+def test_code_hash_is_stored_until_a_file_changes(package, monkeypatch):
+    before = provenance.code_hash("lm.data.corpus")
+    monkeypatch.setattr(provenance, "source_files", lambda module: pytest.fail("parsed again"))
+    assert provenance.code_hash("lm.data.corpus") == before
+
+
+def test_damaged_or_missing_hash_file_does_not_matter(package, monkeypatch):
+    before = provenance.code_hash("lm.data.corpus")
+    file = package / "cache" / "lm-scaling" / provenance.HASH_FILE
+    for text in ("{", "[]", '{"lm.data.corpus": null}'):
+        file.write_text(text)
+        assert provenance.code_hash("lm.data.corpus") == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(package / "__init__.py"))  # no folder
+    assert provenance.code_hash("lm.data.corpus") == before
+
+
+def test_imports_inside_of_blocks_are_followed(package):
+    text = "def f():\n    if True:\n        try:\n            pass\n        except OSError:\n"
+    text += "            from lm.data import other\n"
+    (package / "data" / "hashing.py").write_text(text)
+    assert "lm.data.other" in provenance.source_files("lm.data.corpus")
 
 
 def test_commit_is_empty_outside_a_repository(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ logarithm makes all errors relative.
 Legend: T steps of a run, k points of a curve.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,9 +96,9 @@ def annealing_benefit(rates: np.ndarray, steps: np.ndarray, constants: Constants
     relative = rates / rates.max()
     drops = -np.diff(relative, prepend=relative[0])
     drops[: int(rates.argmax()) + 1] = 0
-    from scipy import signal  # its import is slow, and few users of the laws need it
-
-    momentum = signal.lfilter([1.0], [1.0, 1 / memory - 1], drops)
+    decay = 1 - 1 / memory
+    # An import of scipy.signal would take longer than this loop over the steps.
+    momentum = list(itertools.accumulate(drops.tolist(), lambda total, drop: drop + decay * total))
     return np.cumsum(momentum)[steps - 1] / memory
 
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from lm.laws import run_table
 from lm.reports import task_significance
 from lm.reports.plots import style
+from lm.reports.plots.markers import error_bars
 from lm.runs import records, run_selection, short_names, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
@@ -127,8 +128,9 @@ def draw_points(axes: Axes, points: Sequence[Point], theme) -> None:
     A figure with an artist per run would need minutes for a thousand runs.
     """
     if len(points) <= MAX_TOOLTIPS:
+        error_bars.draw_error_bars(axes, [p[:4] for p in points if p.error > 0])
         for p in points:
-            draw_point(axes, (p.x, p.y), p.color, theme, p.tip, p.error, kind=p.kind)
+            draw_point(axes, (p.x, p.y), p.color, theme, p.tip, kind=p.kind)
         return
     groups: dict[tuple[str, Kind], list[Point]] = {}
     for point in points:

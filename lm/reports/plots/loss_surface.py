@@ -28,7 +28,7 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
     """
     figure, axes = style.new_figure("Loss against tokens", x, y, theme)
     finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
-    labels, names = [], elements.nominal_sizes(finished)
+    labels, names, points = [], elements.nominal_sizes(finished), []
     axes.set(xscale="log", yscale="log")
     for size in sorted({row[records.N_PARAMS] for row in finished}):
         same_size = [row for row in finished if row[records.N_PARAMS] == size]
@@ -39,9 +39,9 @@ def loss_vs_tokens(rows, fit=None, x=records.TOKENS, y=records.LOSS, theme=style
         else:
             means = elements.mean_curve(same_size, x, y)
             axes.plot(*means, color=color, linewidth=1.2, zorder=1)
-        for row in same_size:
-            _draw_run(axes, row, (x, y), fit, color, theme)
+        points += [_point(row, (x, y), fit, color) for row in same_size]
         labels.append((names[size], same_size[-1][x], same_size[-1][y]))
+    elements.draw_points(axes, points, theme)
     if finished:
         elements.set_scales(axes, x, y, right=0.12)
     elements.label_line_ends(axes, labels, theme)
@@ -60,8 +60,8 @@ def compute_optimal_frontier(
     figure, axes = style.new_figure("The compute-optimal frontier", x, y, theme)
     elements.draw_curves(axes, rows, metrics, x, theme, alpha=0.35)
     finished, colors = run_selection.finished_with(rows, x, y), style.size_colors(rows, theme)
-    for row in finished:
-        _draw_run(axes, row, (x, y), fit, colors[row["name"]], theme)
+    points = [_point(row, (x, y), fit, colors[row["name"]]) for row in finished]
+    elements.draw_points(axes, points, theme)
     fitted = [row for row in finished if elements.is_in_fit(row, fit)]
     flops = [row[x] for row in fitted]
     budgets = np.geomspace(min(flops), max(flops), 80)
@@ -108,12 +108,14 @@ def loss_contours(rows, fit, levels=8, y=records.LOSS, theme=style.LIGHT) -> Fig
     line = {"color": theme["ink"], "linewidth": 1.6, "label": "least loss for a budget"}
     best = np.array(compute_optimal.best_allocation_grid(fit, fitted, budgets))
     axes.plot(*best, "--", **line)
-    colors = style.size_colors(finished, theme)
+    colors, points = style.size_colors(finished, theme), []
     for row in finished:
         tip = f"{elements.short_run_name(row)}, {style.format_si(row[d_column])} tokens: "
         tip += style.format_number(row[y])
-        point, kind = (row[n_column], row[d_column]), elements.fit_kind(row, fit)
-        elements.draw_point(axes, point, colors[row["name"]], theme, tip, kind=kind)
+        kind, color = elements.fit_kind(row, fit), colors[row["name"]]
+        points.append(elements.Point(row[n_column], row[d_column], 0.0, color, tip, kind))
+    elements.draw_points(axes, points, theme)
+    axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
     style.log_x(axes, style.format_si)
     style.log_y(axes, style.format_si)
     caption = ["Numbers: loss.", *_caption(rows, fit, n_column, y, "contours show")]
@@ -143,8 +145,7 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
     """
     x = fit.columns[fit.output]
     figure, axes = style.new_figure("Loss against size at equal compute", x, y, theme)
-    minima, colors = fit.budgets, _budget_colors(fit, theme)
-    n_runs = 0
+    minima, colors, points = fit.budgets, _budget_colors(fit, theme), []
     for minimum in minima:
         color = colors.get(minimum.budget, theme["muted"])
         runs = [
@@ -152,22 +153,21 @@ def isoflop_parabolas(rows, fit, y=records.LOSS, theme=style.LIGHT) -> Figure:
             for row in run_selection.finished_with(rows, x, y)
             if abs(row[records.FLOPS] / minimum.budget - 1) <= BUDGET_TOLERANCE
         ]
-        n_runs += len(runs)
         has_minimum = minimum.budget in colors
         kind = "filled" if has_minimum else "open"
-        for row in runs:
-            _draw_run(axes, row, (x, y), None, color, theme, kind)
+        points += [_point(row, (x, y), None, color, kind) for row in runs]
         _draw_parabola(axes, minimum, [row[x] for row in runs], color, theme)
         if has_minimum:
             for row in runs[-1:]:
                 label = style.power_of_ten(minimum.budget, 2)
                 style.annotate(axes, row[x], row[y], label, theme)
-    if n_runs:
+    elements.draw_points(axes, points, theme)
+    if points:
         axes.set(xscale="log", yscale="log")
         elements.set_scales(axes, x, y, right=0.15)
     n_without = len(minima) - len(colors)
     caption = [
-        f"n = {n_runs} runs at {len(minima)} budgets. Numbers: budgets in FLOPs.",
+        f"n = {len(points)} runs at {len(minima)} budgets. Numbers: budgets in FLOPs.",
         "Diamond: minimum of a parabola.",
         "Cross: minimum outside the range of sizes, not used. Bars: one standard error.",
         f"Open: budgets with too few sizes for a minimum ({n_without})." if n_without else "",
@@ -243,8 +243,8 @@ def optimal_size(rows, fit, joint=None, theme=style.LIGHT) -> Figure:
     return style.finish_figure(figure, axes, [caption], theme)
 
 
-def _draw_run(axes: Axes, row, columns, fit, color, theme, kind=None) -> None:
-    """Draw a run at its columns (x, y) with its standard error and a tooltip.
+def _point(row, columns, fit, color, kind=None) -> elements.Point:
+    """Return the marker of a run at its columns (x, y), with its standard error and a tooltip.
 
     kind: marker, None for the marker by the fit.
     """
@@ -252,8 +252,7 @@ def _draw_run(axes: Axes, row, columns, fit, color, theme, kind=None) -> None:
     error = task_results.standard_error(row, y)
     name, tokens = elements.short_run_name(row), style.format_si(row[records.TOKENS])
     tip = f"{name}, {tokens} tokens: {style.format_number(row[y])} ± {error:.2g}"
-    kind = kind or elements.fit_kind(row, fit)
-    elements.draw_point(axes, (row[x], row[y]), color, theme, tip, error, kind=kind)
+    return elements.Point(row[x], row[y], error, color, tip, kind or elements.fit_kind(row, fit))
 
 
 def _caption(rows, fit, x, y, subject: str) -> list[str]:

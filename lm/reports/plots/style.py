@@ -87,7 +87,8 @@ def axis_label(column: str) -> str:
 def new_figure(title: str, x: str, y: str, theme=LIGHT) -> tuple[Figure, Axes]:
     """Create a figure with one panel, half a page wide. Return the figure and its axes.
 
-    x, y: columns of a row, or axis labels with a unit.
+    x, y: columns of a row, or axis labels with a unit. The titles have a fixed height: otherwise
+    each drawing measures all tick labels to place them.
     """
     figure = Figure(figsize=(5.4, 3.9), layout="constrained", facecolor=theme["paper"])
     axes = figure.add_subplot(facecolor=theme["paper"])
@@ -127,13 +128,13 @@ def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list
 
 def _figure_title(axes: Axes, title: str, theme, pad=9.0) -> None:
     """Set the title of a figure with one panel. pad: distance from the panel in points."""
-    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=pad)
+    axes.set_title(title, loc="left", weight="bold", size=11, color=theme["ink"], pad=pad, y=1)
 
 
 def panel_title(axes: Axes, title: str, theme, pad=6.0) -> None:
     """Set the title of a small panel, which may have two lines. pad: distance in points."""
     size = 8.5 if max(map(len, title.split("\n"))) < PANEL_TITLE_LENGTH else 7.5
-    axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False, pad=pad)
+    axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False, pad=pad, y=1)
 
 
 def label_panels(all_axes: list[Axes], x: str, y: str, theme) -> None:
@@ -346,9 +347,6 @@ def format_prediction(value: float, lo: float, hi: float) -> str:
     if not (math.isfinite(lo) and math.isfinite(hi)):
         return f"{format_number(value)} (no interval)"
     return f"{format_number(value)} [{format_number(lo)}, {format_number(hi)}]"
-
-
-# Metadata and files of figures.
 
 
 def hash_data(value) -> str:

@@ -190,7 +190,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
     not on the size.
     """
     all_tasks = task_results.summary_tasks(rows)
-    above = set().union(*task_significance.above_baseline_by_run(rows).values())
+    above = task_significance.above_baseline_in_any(rows)
     tasks = [task for task in all_tasks if task in above]
     figure, panels = style.new_panels("Accuracy against held-out loss", len(tasks), theme)
     colors = style.size_colors(rows, theme)

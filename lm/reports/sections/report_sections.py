@@ -8,7 +8,7 @@ Each question of a reader has one section: see FIGURES and all_sections.
 
 import dataclasses
 import shlex
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 
 from markupsafe import Markup
 
@@ -153,6 +153,10 @@ def _run_table(rows: Sequence[dict], columns: Sequence[summary.Column]) -> Marku
 def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
     """Return the runs that are not done or not in the law, with the reason."""
     reasons = dict(sweep.fit.excluded) if sweep.fit else {}
+    fitted = set(sweep.fit.data.names) if sweep.fit else set()
+    regular = {row["name"] for row in sweep.without_trunks}
+    tokens = [row.get(records.TOKENS) for row in sweep.rows if row["name"] in fitted]
+    budgets = {style.format_si(count) for count in tokens if records.is_finite(count)}
     excluded: dict[str, list[str]] = {}  # reason -> names of finished runs
     lines = [
         {
@@ -169,8 +173,11 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
             planned_tokens = schedule.count_tokens(row["steps"])
             share = f"trained on {row[records.TOKENS] / planned_tokens:.0%} of its tokens"
             lines.append(line | {"reason": f"{row.get('reason') or 'not finished'}; {share}"})
-        elif sweep.fit and not elements.is_in_fit(row, sweep.fit) and row is not sweep.target:
-            reason = reasons.get(row["name"]) or _reason_outside_fit(sweep, row)
+        elif sweep.fit and row["name"] not in fitted and row is not sweep.target:
+            reason = reasons.get(row["name"])
+            if not reason and row["name"] not in regular:
+                reason = "trunk run, represented by its cooldown branches"
+            reason = reason or _reason_outside_fit(row, budgets)
             excluded.setdefault(reason, []).append(elements.short_run_name(row))
     lines += [
         {"run": ", ".join(names), "status": "done", "reason": reason}
@@ -188,15 +195,12 @@ def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
     return html.paragraph(f"{text}.", "muted")
 
 
-def _reason_outside_fit(sweep: summary.SweepSummary, row: dict) -> str:
-    """Return the reason why a finished run is not in the law."""
-    if row not in sweep.without_trunks:
-        return "trunk run, represented by its cooldown branches"
-    fitted = [r for r in sweep.rows if elements.is_in_fit(r, sweep.fit)]
-    budgets = {style.format_si(r[records.TOKENS]) for r in fitted}
+def _reason_outside_fit(row: dict, budgets: Set[str]) -> str:
+    """Return the reason why a finished run is not in the law. budgets: tokens of its runs."""
     tokens = row.get(records.TOKENS)
     if records.is_finite(tokens) and len(budgets) == 1 and style.format_si(tokens) not in budgets:
-        return f"trained on {style.format_si(tokens)} tokens; the law is for {budgets.pop()}"
+        budget = next(iter(budgets))
+        return f"trained on {style.format_si(tokens)} tokens; the law is for {budget}"
     return "not among the runs that the law was fitted to"
 
 

@@ -62,12 +62,15 @@ def check_records(folder: Path) -> None:
         store_counts(folder)
 
 
-def describe_lost_lines(folder: Path, name: str, has_ended: bool = False) -> str:
+def describe_lost_lines(
+    folder: Path, name: str, has_ended: bool = False, content: json_files.JsonLines | None = None
+) -> str:
     """Return a sentence about the damaged and the missing lines of a file, "" without any.
 
-    has_ended: True for a run that has ended. Its last line cannot be unfinished.
+    has_ended: True for a run that has ended. Its last line cannot be unfinished. content: of the
+    file, None to read it.
     """
-    content, problems = json_files.read_file(folder / name), []
+    content, problems = content or json_files.read_file(folder / name), []
     damaged = content.corrupt_lines + [content.truncated_line] * (
         has_ended and content.truncated_line > 0
     )

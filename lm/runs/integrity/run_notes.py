@@ -34,12 +34,13 @@ def describe_files(row: Mapping) -> list[str]:
     for name in json_files.FILES:
         if name == "evals.jsonl" and has_lost_result:  # described with its line
             continue
-        if sentence := record_lines.describe_lost_lines(folder, name, has_ended):
+        content = json_files.read_file(folder / name)
+        if sentence := record_lines.describe_lost_lines(folder, name, has_ended, content):
             sentences.append(sentence)
         elif name == "metrics.jsonl" and "imported.from" in row:
             continue  # a published model was not trained here
         elif name == "metrics.jsonl" and row["status"] == "done" and has_checksums:
-            rows = records.load_metrics(folder)
+            rows = json_files.latest_rows(content.rows.values())
             if (rows[-1] if rows else {}).get("tokens") != row.get("tokens"):
                 sentences.append(f"{folder / name} has no row of the last step")
     if row["status"] == "done" and has_checksums and records.LOSS in row:

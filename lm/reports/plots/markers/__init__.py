@@ -1,0 +1,4 @@
+"""Marks of runs that are drawn together, because an artist per run takes much longer.
+
+error_bars.py      error bars of several points in their colors
+"""
