@@ -54,15 +54,17 @@ PROGRAM_OPTIONS: dict[str, dict[str, bool | int | str]] = {
     "tpu": {},
 }
 
+UNKNOWN_OPTION = ("No such compile option", "is not a valid enum value")  # in errors of XLA
+
 
 @functools.cache
 def is_known(name: str, value: bool | int | str) -> bool:
-    """Return True if the installed XLA has an option, False if its version has removed it."""
+    """Return True if the installed XLA has an option with this value, False if it was removed."""
     increment = jax.jit(lambda x: x + 1, compiler_options={name: value})
     try:
         increment.lower(0).compile()
     except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" in str(error):
+        if any(message in str(error) for message in UNKNOWN_OPTION):
             return False
         raise
     return True

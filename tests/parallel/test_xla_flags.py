@@ -21,6 +21,7 @@ def test_programs_on_cpu_omit_unknown_options(monkeypatch):
     known = xla_flags.program_options(device_mesh)
     assert known["xla_cpu_use_fusion_emitters"] is False
     assert xla_flags.compiler_options(device_mesh) == known
-    options = {"cpu": known | {"xla_cpu_option_of_no_version": True}}
+    removed = {"xla_cpu_option_of_no_version": True, "xla_cpu_opt_preset": "VALUE_OF_NO_VERSION"}
+    options = {"cpu": known | removed}
     monkeypatch.setattr(xla_flags, "PROGRAM_OPTIONS", options)
     assert xla_flags.program_options(device_mesh) == known
