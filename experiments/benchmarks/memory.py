@@ -98,6 +98,7 @@ def measure_stages(run: Any, n_calls: int) -> dict:
 
     from lm.parallel import mesh
     from lm.training import loop, step
+    from lm.training.programs import compilation
 
     imports = read_memory("VmRSS")
     stages: dict[str, dict[str, float]] = {}
@@ -122,7 +123,7 @@ def measure_stages(run: Any, n_calls: int) -> dict:
         lowered = measure("lowering", lambda: loop.lower_steps(functions, size))
         compiled, score, init = measure(
             "compilation",
-            lambda: step.compile_all(functions, {run.data.batch_size: lowered}, True),
+            lambda: compilation.compile_all(functions, {run.data.batch_size: lowered}, True),
         )
         program = compiled[run.data.batch_size]
         train_steps = loop.make_steps_call(functions, program, size)

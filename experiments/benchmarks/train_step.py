@@ -90,7 +90,7 @@ def measure_size(size: str) -> list[dict]:
     ratio of equal rounds and its 95% interval.
     """
     run = benchmark_run(size, _SET.value)
-    programs = _programs(size, run)
+    programs = make_programs(size, run, has_baselines=bool(_AGAINST.value))
     answers = interleaved.time_interleaved(programs, _ROUNDS.value, _SECONDS.value)
     peaks = [answer["peak"] for answer in answers[0]]
     lines, round_seconds = [], []
@@ -111,13 +111,13 @@ def measure_size(size: str) -> list[dict]:
     return lines
 
 
-def _programs(size: str, run: schema.Run) -> list[interleaved.Program]:
-    """Return this repository and the requested baselines as programs."""
+def make_programs(size: str, run: schema.Run, has_baselines: bool) -> list[interleaved.Program]:
+    """Return this repository, and with has_baselines PyTorch in each mode of --kind."""
     command = [sys.executable, "-m", "experiments.benchmarks.train_step", "--worker"]
     command += [f"--size={size}", *(f"--set={assignment}" for assignment in _SET.value)]
     environment = {"GLIBC_TUNABLES": cli.MALLOC}
     programs = [interleaved.Program("this repository", command, environment)]
-    if _AGAINST.value:
+    if has_baselines:
         shape = json.dumps(dataclasses.asdict(run.model) | dataclasses.asdict(run.data))
         script = str(pathlib.Path(__file__).parent / "torch_train.py")
         for kind in _KINDS.value:

@@ -16,7 +16,7 @@ import numpy as np
 from lm.config import schema
 from lm.data import dataset, heldout_documents, tokenizers
 from lm.model import transformer
-from lm.parallel import deterministic, mesh
+from lm.parallel import deterministic, mesh, xla_flags
 from lm.runs import records
 
 # True for bytes of a word: letters, digits, "_" and all non-ASCII bytes.
@@ -61,10 +61,11 @@ def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
         return nats_BT, best_BT
 
     replicated = mesh.named_sharding(device_mesh)
-    if not run.mesh.deterministic_shards:
-        return jax.jit(score, out_shardings=replicated)
-    by_shard = deterministic.map_over_shards(run.mesh.deterministic_shards, device_mesh, score)
-    return jax.jit(by_shard, out_shardings=replicated, compiler_options=deterministic.OPTIONS)
+    options = xla_flags.program_options(device_mesh)
+    if run.mesh.deterministic_shards:
+        options |= deterministic.OPTIONS
+        score = deterministic.map_over_shards(run.mesh.deterministic_shards, device_mesh, score)
+    return jax.jit(score, out_shardings=replicated, compiler_options=options or None)
 
 
 def report_batches(score: Callable, on_progress: Callable[[], None]) -> Callable:

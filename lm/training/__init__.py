@@ -13,6 +13,7 @@ Pre-training, fine-tuning, cooldown branches and instruction tuning use the same
     trackers.py             copies for TensorBoard and W&B
     preemption.py           signals and the stall watchdog
     vmapped_runs.py         several runs in one program
+    programs/               compile the functions of a run
     published/              evaluate models that others have published
     loaded_model.py         open a trained model: generate, score, params, tokenizer
 """

@@ -30,6 +30,7 @@ from lm.model import inference_memory, memory_estimate
 from lm.parallel import device_memory, distributed, mesh
 from lm.runs import records
 from lm.training import metric_log, preemption, session, step, trackers, warm_start
+from lm.training.programs import compilation
 
 # Limits of one call, in steps and in FLOPs: a signal waits for the end of the call.
 MAX_STEPS_PER_CALL, MAX_FLOPS_PER_CALL = 8, 1.5e12
@@ -137,7 +138,7 @@ def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> N
                 programs = _stage_functions(active_session, functions)
                 lowered = {size: lower_steps(stage, n_steps) for size, stage in programs.items()}
                 is_fresh = not active_session.first
-                compiled, score, init = step.compile_all(functions, lowered, is_fresh)
+                compiled, score, init = compilation.compile_all(functions, lowered, is_fresh)
                 call_steps = make_steps_call(functions, _select_program(compiled), n_steps)
                 state = active_session.initial_state(init)
             active_session.begin(score, state, time.perf_counter() - began)

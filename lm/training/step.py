@@ -8,7 +8,6 @@
 The training loop calls several steps at once, see lm/training/loop.py.
 """
 
-import concurrent.futures
 import dataclasses
 import json
 import typing
@@ -23,7 +22,7 @@ from lm.config.schedules import batch_size_schedule
 from lm.evaluation import heldout
 from lm.model import moe, transformer
 from lm.model.kernels import kernel_table
-from lm.parallel import deterministic, device_memory, mesh, xla_flags
+from lm.parallel import deterministic, mesh, xla_flags
 from lm.training import optimizer
 
 # Fields of a run that its compiled functions depend on.
@@ -131,7 +130,6 @@ def build_train_functions(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     rows = mesh.named_sharding(device_mesh, "batch", None)
     replicated = mesh.named_sharding(device_mesh)
-    on_cpu = mesh.device_platform(device_mesh) == "cpu"
     options = _step_options(run, device_mesh)
     functions = TrainFunctions(
         mesh=device_mesh,
@@ -143,8 +141,7 @@ def build_train_functions(
         init=jax.jit(
             init,
             out_shardings=shardings,
-            # This function runs once: on CPU its optimization costs more time than it saves.
-            compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
+            compiler_options=_init_options(device_mesh),
         ),
         step=jax.jit(
             step,
@@ -178,8 +175,18 @@ def optimizer_inputs(run: schema.Run) -> optimizer.OptimizerInputs:
 def _step_options(run: schema.Run, device_mesh: jax.sharding.Mesh) -> dict | None:
     """Return the compiler options of the step."""
     if run.mesh.deterministic_shards:
-        return deterministic.OPTIONS
+        return deterministic.OPTIONS | xla_flags.program_options(device_mesh)
     return xla_flags.compiler_options(device_mesh, run.mesh.deterministic_kernels)
+
+
+def _init_options(device_mesh: jax.sharding.Mesh) -> dict | None:
+    """Return the compiler options of the initial state, which is computed once.
+
+    On CPU the optimization of the program costs more time than it saves.
+    """
+    if mesh.device_platform(device_mesh) != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 0} | xla_flags.program_options(device_mesh)
 
 
 def _step_function(
@@ -370,29 +377,3 @@ def _abstract_evaluation_batch(data: schema.Data, sharding: jax.sharding.NamedSh
 
 def _n_trainable(params: dict, is_trainable: dict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(optimizer.partition(params, is_trainable)))
-
-
-def compile_all(
-    functions: TrainFunctions, steps: dict[int, jax.stages.Lowered], is_fresh: bool
-) -> tuple[dict[int, Callable], Callable, Callable]:
-    """Return the compiled functions (steps, score, init).
-
-    steps: results of loop.lower_steps, by batch size. is_fresh: True if the run starts at step 0;
-    otherwise init is not compiled. The other functions are traced while the step is compiled. On
-    accelerators all are compiled in parallel, because one compilation does not use all cores. On
-    CPU the compilation of the step would share its memory with the others, so they follow it.
-    """
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        compiled_steps = {size: pool.submit(low.compile) for size, low in steps.items()}
-        params = functions.abstract_saved["params"]
-        score = functions.score.lower(params, functions.evaluation_batch)
-        lowered_init = functions.init.lower(0) if is_fresh else None
-        if mesh.device_platform(functions.mesh) == "cpu":
-            concurrent.futures.wait(compiled_steps.values())
-            device_memory.release_free_memory()
-        compiled_score = pool.submit(score.compile)
-        init = pool.submit(lowered_init.compile).result() if lowered_init else functions.init
-        results = {size: compiled.result() for size, compiled in compiled_steps.items()}
-        functions_of_run = results, compiled_score.result(), init
-    device_memory.release_free_memory()
-    return functions_of_run

@@ -10,6 +10,7 @@ import pytest
 from fixtures import made_up_sweep
 
 from experiments.benchmarks import (
+    against_pytorch,
     growth,
     hyperparameter_law,
     interleaved,
@@ -95,6 +96,17 @@ def test_memory_is_planned_by_class_and_measured_by_stage(tiny, capsys):
     memory.print_table(result)
     text = capsys.readouterr().out
     assert "planned weights" in text and "PyTorch 400.0, above imports 200.0: ratios" in text
+
+
+def test_ratios_to_pytorch_have_quartiles_of_equal_runs(capsys):
+    own = dict.fromkeys(against_pytorch.QUANTITIES, 6.0)
+    pairs = [(own, dict.fromkeys(own, value)) for value in (1.0, 2.0, 3.0, 4.0, 6.0)]
+    assert against_pytorch.summarize_ratios("speed", pairs) == (2.0, 1.5, 3.0)
+    assert against_pytorch.summarize_ratios("speed", pairs[:1]) == (6.0, 6.0, 6.0)
+    against_pytorch.print_ratios("S", pairs)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(against_pytorch.QUANTITIES)
+    assert "2.00 [1.50, 3.00], 6 against 3 tokens per second; target at least 1.00" in lines[1]
 
 
 def test_figure_has_a_panel_per_axis_and_stores_its_lines(tmp_path, monkeypatch):

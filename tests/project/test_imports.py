@@ -92,3 +92,9 @@ def test_finished_sweep_and_report_load_no_jax():
         "assert 'scipy.stats' not in sys.modules and 'scipy.optimize' not in sys.modules"
     )
     assert not {"jax", "flax", "orbax", "tensorflow"} & {*loaded_packages(code, "-c")}
+
+
+def test_training_loads_no_package_of_statistics_or_figures():
+    """They take a second of CPU and 50 MiB, and a run needs them at its evaluation at most."""
+    unused = {"matplotlib", "pandas", "pyarrow", "scipy", "tensorflow"}
+    assert not unused & {*loaded_packages("import lm.training.loop", "-c")}

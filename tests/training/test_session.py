@@ -193,7 +193,7 @@ def test_restore_compilation_and_save_are_long_calls(tiny, monkeypatch):
     watch(session.checkpoints.CheckpointStore, "restore_newest")
     watch(session.checkpoints.CheckpointStore, "save")
     watch(session.checkpoints.CheckpointStore, "__exit__")
-    watch(loop.step, "compile_all")
+    watch(loop.compilation, "compile_all")
     watch(session.TrainingSession, "advance")
     loop.train(tiny)
     assert inside.pop("advance") == 0

@@ -9,9 +9,12 @@ numbers. Words that are in no training text have no effect.
 import collections
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -48,8 +51,10 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _count_words(texts: Sequence[str], vocabulary: dict[str, int]) -> sparse.csr_array:
+def _count_words(texts: Sequence[str], vocabulary: dict[str, int]) -> "sparse.csr_array":
     """Return the number of occurrences of each word in each text, [texts, words]."""
+    from scipy import sparse  # its import is slow, and training does not need it
+
     rows, columns, values = [], [], []
     for row, text in enumerate(texts):
         words = collections.Counter(vocabulary[w] for w in _words(text) if w in vocabulary)

@@ -7,11 +7,14 @@ MAX_NGRAM words in lower case. The first of equally similar sentences is used.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from lm.evaluation.baselines import word_translation
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 MAX_NGRAM = 4
 MAX_SENTENCES = 100_000  # training sentences, which bounds time and memory
@@ -56,8 +59,10 @@ def _ngrams(text: str) -> dict[tuple[str, ...], None]:
     }
 
 
-def _indicator_matrix(rows: Sequence[Sequence[int]], n_columns: int) -> sparse.csr_array:
+def _indicator_matrix(rows: Sequence[Sequence[int]], n_columns: int) -> "sparse.csr_array":
     """Return a matrix of ones at the given columns of each row."""
+    from scipy import sparse  # its import is slow, and training does not need it
+
     counts = [len(row) for row in rows]
     columns = np.array([column for row in rows for column in row], np.int64)
     row_index = np.repeat(np.arange(len(rows)), counts)

@@ -12,7 +12,6 @@ than at least one baseline. Both functions return {} without baselines.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from lm.evaluation import tasks
 
@@ -24,6 +23,8 @@ def sign_tests(points: np.ndarray, baseline_points: Sequence[np.ndarray]) -> dic
 
     points, baseline_points: points per item of the model and of each baseline.
     """
+    from scipy import stats  # its import takes a second, and training does not need it
+
     p_values = []
     for other in baseline_points:
         n_better, n_worse = int((points > other).sum()), int((points < other).sum())
@@ -39,6 +40,8 @@ def mean_tests(improvements: Sequence[np.ndarray]) -> dict[str, float]:
     improvements: for each baseline, points of the model minus those of the baseline, one per
     cluster.
     """
+    from scipy import stats
+
     p_values = []
     for gain in improvements:
         n, mean = len(gain), float(np.mean(gain))
