@@ -29,7 +29,8 @@ def test_record_of_a_comparison_is_verified_and_detects_changes(sweeps, tmp_path
     assert report.comparison.sizes[0].multipliers["flops"].value > 1.1
     folder = tmp_path / "comparison"
     comparison_record.write_record(report, folder, sweeps)
-    assert recipe_report.write_comparison_page(report, folder).read_text().count("<svg") == 1
+    page = recipe_report.write_comparison_page(report, folder).read_text()
+    assert page.count("<svg") == 2 and page.count("<figcaption") == 1  # a drawing per panel
     assert (folder / "multiplier.png").exists()
     links = comparison_record.verify_record(folder)
     assert {link.status for link in links} == {prediction_chain.VERIFIED}

@@ -117,7 +117,8 @@ def _separate_line_ends(axes: Axes, labels: Sequence[Annotation]) -> None:
             dx, _ = label.xyann
             label.set_verticalalignment("center")
             label.xyann = (dx, points_per_pixel * offset)
-            label.arrow_patch.set_visible(abs(points_per_pixel * offset) > MIN_LEADER)
+            if label.arrow_patch is not None:
+                label.arrow_patch.set_visible(abs(points_per_pixel * offset) > MIN_LEADER)
 
 
 def _place_label(axes: Axes, label: Annotation, boxes_BX: np.ndarray, line_points_P2):

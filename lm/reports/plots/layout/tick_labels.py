@@ -13,10 +13,10 @@ def thin_ticks(axes: Axes) -> None:
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     candidates = [np.outer(decades, factors).ravel() for factors in ((1,), (1, 3), (1, 2, 5))]
     values = np.zeros(0)
-    for ticks in (*candidates, ticker.MaxNLocator(3).tick_values(low, high)):
+    for ticks in (*candidates, np.asarray(ticker.MaxNLocator(3).tick_values(low, high))):
         values = np.sort(ticks[(ticks >= low) & (ticks <= high)])
         if len(values) > 1:
             break
     step = -(-len(values) // MAX_TICKS) or 1
-    axes.xaxis.set_major_locator(ticker.FixedLocator(values[::step]))
+    axes.xaxis.set_major_locator(ticker.FixedLocator(values[::step].tolist()))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())

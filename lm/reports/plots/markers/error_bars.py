@@ -18,6 +18,13 @@ def draw_error_bars(axes: Axes, bars: Sequence[ErrorBar]) -> None:
         return
     xs, ys, errors = np.array([bar[:3] for bar in bars], float).T
     ends, colors = (ys - errors, ys + errors), [bar[3] for bar in bars]
-    axes.vlines(xs, *ends, colors=colors, linewidth=1.2, zorder=4)
-    caps = {"marker": "_", "s": CAP_WIDTH**2, "linewidths": 1.0, "zorder": 4}
-    axes.scatter(np.tile(xs, 2), np.concatenate(ends), c=colors * 2, **caps)
+    axes.vlines(xs, ends[0], ends[1], colors=colors, linewidth=1.2, zorder=4)
+    axes.scatter(
+        np.tile(xs, 2),
+        np.concatenate(ends),
+        c=colors * 2,
+        marker="_",
+        s=CAP_WIDTH**2,
+        linewidths=1.0,
+        zorder=4,
+    )

@@ -3,6 +3,7 @@
 import matplotlib.text
 import numpy as np
 import pytest
+from matplotlib.text import Annotation
 
 from lm.reports.plots import elements, style
 from lm.reports.plots.layout import label_placement
@@ -49,7 +50,11 @@ def test_labels_of_line_ends_are_separated_and_connected():
     order = sorted(boxes, key=lambda name: boxes[name].y0)
     assert order == ["d", "a", "b", "c"]
     assert all(boxes[a].y1 <= boxes[b].y0 for a, b in zip(order[:-1], order[1:], strict=True))
-    visible = {t.get_text(): t.arrow_patch.get_visible() for t in axes.texts}
+    visible = {
+        t.get_text(): t.arrow_patch.get_visible()
+        for t in axes.texts
+        if isinstance(t, Annotation) and t.arrow_patch
+    }
     assert visible["d"] and visible["b"] and not visible["c"]
 
 
