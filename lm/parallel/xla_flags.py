@@ -13,7 +13,7 @@ from lm.parallel import mesh
 
 # The options are for several devices, because a single device has no collectives. Only libtpu
 # accepts the TPU options.
-COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
+COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
     "cpu": {},
     "gpu": {
         "xla_gpu_enable_latency_hiding_scheduler": True,  # early start of collectives
@@ -37,7 +37,7 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
 
 # Kernels whose result is the same in every execution, chosen without measurements
 # (openxla.org/xla/determinism).
-DETERMINISTIC_OPTIONS: dict[str, bool | int | str] = {
+DETERMINISTIC_OPTIONS: dict[str, bool | int] = {
     "xla_gpu_exclude_nondeterministic_ops": True,
     "xla_gpu_autotune_level": 0,
 }
