@@ -47,7 +47,16 @@ class DocumentSums(NamedTuple):
 
 
 def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
-    """Return the jitted function (params, batch) -> (nats_BT, best_BT).
+    """Return the jitted function (params, batch) -> (nats_BT, best_BT), see `score_function`."""
+    replicated = mesh.named_sharding(device_mesh)
+    options = score_options(run, device_mesh)
+    return jax.jit(
+        score_function(run, device_mesh), out_shardings=replicated, compiler_options=options
+    )
+
+
+def score_function(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
+    """Return the function (params, batch) -> (nats_BT, best_BT), for use in a jitted function.
 
     batch: tokens [B, T+1] and, optionally, segments [B, T]. nats_BT are -log p of each next token,
     best_BT the most likely next token.
@@ -60,12 +69,15 @@ def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
         )
         return nats_BT, best_BT
 
-    replicated = mesh.named_sharding(device_mesh)
+    n_shards = run.mesh.deterministic_shards
+    return deterministic.map_over_shards(n_shards, device_mesh, score) if n_shards else score
+
+
+def score_options(run: schema.Run, device_mesh: jax.sharding.Mesh) -> dict | None:
+    """Return the compiler options of a jitted function that contains `score_function`."""
     options = xla_flags.program_options(device_mesh)
-    if run.mesh.deterministic_shards:
-        options |= deterministic.OPTIONS
-        score = deterministic.map_over_shards(run.mesh.deterministic_shards, device_mesh, score)
-    return jax.jit(score, out_shardings=replicated, compiler_options=options or None)
+    options |= deterministic.OPTIONS if run.mesh.deterministic_shards else {}
+    return options or None
 
 
 def report_batches(score: Callable, on_progress: Callable[[], None]) -> Callable:

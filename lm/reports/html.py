@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lm.reports.plots import style
-from lm.reports.plots.layout import inline_svg
+from lm.reports.plots.geometry import inline_svg
 from lm.runs import filesystem
 
 MAX_WIDTH = 8  # inches; a wider figure gets the full width of the page

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import task_significance
 from lm.reports.plots import elements, style
-from lm.reports.plots.layout import tick_labels
+from lm.reports.plots.geometry import tick_labels
 from lm.runs import records, run_selection, task_results
 
 ALL_TASKS = "all tasks"  # title of the panel of all families

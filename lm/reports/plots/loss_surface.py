@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lm.laws.forms import compute_optimal
 from lm.reports.plots import elements, style
-from lm.reports.plots.layout import label_placement
+from lm.reports.plots.geometry import label_placement
 from lm.runs import records, run_selection, task_results
 
 BUDGET_TOLERANCE = 0.1  # relative deviation of a run's FLOPs from its isoFLOP budget

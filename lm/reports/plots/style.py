@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from lm.reports.plots.layout import label_placement
+from lm.reports.plots.geometry import label_placement
 from lm.runs import filesystem, records
 
 # Theme: name of a color -> hex code. A color has one meaning: "accent", "soft" mark a prediction,

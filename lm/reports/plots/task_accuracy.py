@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lm.reports import task_significance
 from lm.reports.plots import elements, style
-from lm.reports.plots.layout import tick_labels
+from lm.reports.plots.geometry import tick_labels
 from lm.runs import records, run_selection, short_names, task_results
 
 

@@ -74,7 +74,7 @@ def count_step_flops(run: schema.Run) -> int:
     """
     program = step.build_train_functions(run, mesh.make_mesh(schema.Mesh(), jax.devices()[:1]))
     arguments = program.abstract, program.batch, program.inputs
-    return matmul_flops(jax.make_jaxpr(program.step)(*arguments).jaxpr)
+    return matmul_flops(jax.make_jaxpr(program.plain_step)(*arguments).jaxpr)
 
 
 def matmul_flops(jaxpr: Jaxpr) -> int:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lm.reports.plots import abilities
-from lm.reports.plots.layout import inline_svg
+from lm.reports.plots.geometry import inline_svg
 
 SIZES = (1e4, 1e5, 1e6)
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 from lm.laws.forms import compute_optimal, isoflop, power_laws
 from lm.reports.plots import loss_surface, style
-from lm.reports.plots.layout import inline_svg
+from lm.reports.plots.geometry import inline_svg
 
 E, A, ALPHA, B, BETA = 0.9, 30.0, 0.35, 120.0, 0.37
 

@@ -13,7 +13,7 @@ from lm.config import schema
 from lm.laws.forms import power_laws
 from lm.reports import summary
 from lm.reports.plots import elements, scaling, style, task_accuracy
-from lm.reports.plots.layout import inline_svg
+from lm.reports.plots.geometry import inline_svg
 from lm.runs import json_files, records, run_selection
 
 

@@ -8,7 +8,7 @@ from fixtures import made_up_sweep
 
 from lm.reports import task_analysis
 from lm.reports.plots import style, task_accuracy
-from lm.reports.plots.layout import inline_svg
+from lm.reports.plots.geometry import inline_svg
 from lm.runs import records, task_results
 
 

@@ -4,7 +4,7 @@
     label_placement.place_labels(axes)                # moves the annotation to a free position
 
 Coordinates are pixels of the figure, except where another unit is named. The axes must have their
-final limits and size. The letters BX are a list of boxes (x0, y0, x1, y1), and P2 a list of points.
+final limits and size. The letters BX are a list of areas (x0, y0, x1, y1), and P2 a list of points.
 """
 
 from collections.abc import Sequence
@@ -39,18 +39,18 @@ def place_labels(axes: Axes) -> None:
         return
     line_ends = [label for label in labels if label.arrow_patch is not None]
     _separate_line_ends(axes, line_ends)
-    markers_BX = np.array(_marker_boxes(axes)).reshape(-1, 4)
+    markers_BX = np.array(_marker_areas(axes)).reshape(-1, 4)
     fixed = [label for label in line_ends if not _covers(_text_box(label), markers_BX).any()]
-    boxes_BX = [*markers_BX, *map(_text_box, fixed)]
+    areas_BX = [*markers_BX, *map(_text_box, fixed)]
     line_points_P2 = _line_points(axes)
     for label in reversed([label for label in labels if label not in fixed]):
         if label.arrow_patch is not None:
             label.arrow_patch.set_visible(False)
-        box = _place_label(axes, label, np.array(boxes_BX).reshape(-1, 4), line_points_P2)
+        box = _place_label(axes, label, np.array(areas_BX).reshape(-1, 4), line_points_P2)
         if box is None:
             label.remove()
         else:
-            boxes_BX.append(box)
+            areas_BX.append(box)
 
 
 def free_positions(axes: Axes, curves: Sequence[np.ndarray], points_P2, margin=20.0) -> np.ndarray:
@@ -121,7 +121,7 @@ def _separate_line_ends(axes: Axes, labels: Sequence[Annotation]) -> None:
                 label.arrow_patch.set_visible(abs(points_per_pixel * offset) > MIN_LEADER)
 
 
-def _place_label(axes: Axes, label: Annotation, boxes_BX: np.ndarray, line_points_P2):
+def _place_label(axes: Axes, label: Annotation, areas_BX: np.ndarray, line_points_P2):
     """Move a label to the position of the least cost. Return its box, None if all are blocked."""
     scale = axes.figure.dpi / 72
     anchor = axes.transData.transform(label.xy)
@@ -138,7 +138,7 @@ def _place_label(axes: Axes, label: Annotation, boxes_BX: np.ndarray, line_point
             corner = anchor + shift + (np.array(direction) - 1) / 2 * size
             candidates.append((DISTANCE * distance + 0.05 * order, corner))
     costs = [
-        cost + _overlap_cost(np.hstack([corner, corner + size]), boxes_BX, line_points_P2, frame)
+        cost + _overlap_cost(np.hstack([corner, corner + size]), areas_BX, line_points_P2, frame)
         for cost, corner in candidates
     ]
     best = int(np.argmin(costs))
@@ -151,21 +151,21 @@ def _place_label(axes: Axes, label: Annotation, boxes_BX: np.ndarray, line_point
     return np.hstack([corner, corner + size])
 
 
-def _overlap_cost(box, boxes_BX: np.ndarray, line_points_P2: np.ndarray, frame) -> float:
+def _overlap_cost(box, areas_BX: np.ndarray, line_points_P2: np.ndarray, frame) -> float:
     """Return the cost of a label at a box: covered markers and labels, points of lines, frame."""
     x0, y0, x1, y1 = box
-    covers = _covers(box, boxes_BX)
+    covers = _covers(box, areas_BX)
     x, y = line_points_P2.T
     n_points = ((x > x0) & (x < x1) & (y > y0) & (y < y1)).sum()
     is_outside = x0 < frame[0] or y0 < frame[1] or x1 > frame[2] or y1 > frame[3]
     return BLOCKED * (covers.sum() + is_outside) + min(LINE_POINT * n_points, BLOCKED / 2)
 
 
-def _covers(box, boxes_BX: np.ndarray) -> np.ndarray:
-    """Return which of the boxes a box overlaps, bool [BX]."""
+def _covers(box, areas_BX: np.ndarray) -> np.ndarray:
+    """Return which of the areas a box overlaps, bool [BX]."""
     x0, y0, x1, y1 = box
-    covers = (boxes_BX[:, 0] < x1) & (boxes_BX[:, 2] > x0)
-    return covers & (boxes_BX[:, 1] < y1) & (boxes_BX[:, 3] > y0)
+    covers = (areas_BX[:, 0] < x1) & (areas_BX[:, 2] > x0)
+    return covers & (areas_BX[:, 1] < y1) & (areas_BX[:, 3] > y0)
 
 
 def _text_box(label: Text) -> np.ndarray:
@@ -173,19 +173,19 @@ def _text_box(label: Text) -> np.ndarray:
     return np.array(Text.get_window_extent(label).padded(0.5).extents)
 
 
-def _marker_boxes(axes: Axes) -> list[np.ndarray]:
-    """Return the boxes of all markers of a panel, and of lines that are as thick as bars."""
+def _marker_areas(axes: Axes) -> list[np.ndarray]:
+    """Return the areas of all markers of a panel, and of lines that are as thick as bars."""
     scale = axes.figure.dpi / 72
-    boxes = []
+    areas = []
     for line in axes.lines:
         if line.get_marker() not in (None, "None", "", " "):
             radius = scale * (line.get_markersize() / 2 + 0.5)
-            boxes += [np.hstack([p - radius, p + radius]) for p in _line_pixels(line)]
+            areas += [np.hstack([p - radius, p + radius]) for p in _line_pixels(line)]
         elif line.get_linewidth() > THICK_LINE:
             points, radius = _line_pixels(line), scale * line.get_linewidth() / 2
             if len(points):
-                boxes.append(np.hstack([points.min(0) - radius, points.max(0) + radius]))
-    return boxes
+                areas.append(np.hstack([points.min(0) - radius, points.max(0) + radius]))
+    return areas
 
 
 def _line_points(axes: Axes) -> np.ndarray:

@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ElementTree
 
 from lm.reports.plots import style
-from lm.reports.plots.layout import inline_svg
+from lm.reports.plots.geometry import inline_svg
 
 ROWS = [
     {"name": "a/small", "params.non_embedding": 10},

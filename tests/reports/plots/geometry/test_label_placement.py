@@ -6,7 +6,7 @@ import pytest
 from matplotlib.text import Annotation
 
 from lm.reports.plots import elements, style
-from lm.reports.plots.layout import label_placement
+from lm.reports.plots.geometry import label_placement
 
 
 def boxes_of_labels(axes) -> dict:

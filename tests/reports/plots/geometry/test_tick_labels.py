@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from lm.reports.plots import elements, style
-from lm.reports.plots.layout import tick_labels
+from lm.reports.plots.geometry import tick_labels
 
 
 @pytest.mark.parametrize("sizes", [(31e3, 63e3), (1e4, 9e4), (1e4, 4e6), (5e4, 5.2e4), (1e3, 1e9)])
