@@ -18,8 +18,8 @@ weight decay and batch size follow the law of the runs in LAW, which was checked
 1M with 0.8M tokens was better at twice the law's learning rate (training loss 5.21, not 5.25) and
 worse at four times. Above 150K the rate is therefore the law's, times (size / 150K) ^ LR_EXPONENT.
 
-Hardware and time: 9e14 FLOPs, about five hours on two idle CPU cores at 50 GFLOP/s, of which 4M
-takes two and the minimal pairs half an hour.
+Hardware and time: 9e14 FLOPs, about five hours on two idle CPU cores at 50 GFLOP/s. 4M took 80
+minutes beside other work, including the minimal pairs.
 """
 
 import os
