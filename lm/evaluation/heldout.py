@@ -16,7 +16,7 @@ import numpy as np
 from lm.config import schema
 from lm.data import dataset, heldout_documents, tokenizers
 from lm.model import transformer
-from lm.parallel import deterministic, mesh, xla_flags
+from lm.parallel import deterministic, mesh
 from lm.runs import records
 
 # True for bytes of a word: letters, digits, "_" and all non-ASCII bytes.
@@ -47,16 +47,7 @@ class DocumentSums(NamedTuple):
 
 
 def make_scorer(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
-    """Return the jitted function (params, batch) -> (nats_BT, best_BT), see `score_function`."""
-    replicated = mesh.named_sharding(device_mesh)
-    options = score_options(run, device_mesh)
-    return jax.jit(
-        score_function(run, device_mesh), out_shardings=replicated, compiler_options=options
-    )
-
-
-def score_function(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
-    """Return the function (params, batch) -> (nats_BT, best_BT), for use in a jitted function.
+    """Return the jitted function (params, batch) -> (nats_BT, best_BT).
 
     batch: tokens [B, T+1] and, optionally, segments [B, T]. nats_BT are -log p of each next token,
     best_BT the most likely next token.
@@ -69,15 +60,11 @@ def score_function(run: schema.Run, device_mesh: jax.sharding.Mesh) -> Callable:
         )
         return nats_BT, best_BT
 
-    n_shards = run.mesh.deterministic_shards
-    return deterministic.map_over_shards(n_shards, device_mesh, score) if n_shards else score
-
-
-def score_options(run: schema.Run, device_mesh: jax.sharding.Mesh) -> dict | None:
-    """Return the compiler options of a jitted function that contains `score_function`."""
-    options = xla_flags.program_options(device_mesh)
-    options |= deterministic.OPTIONS if run.mesh.deterministic_shards else {}
-    return options or None
+    replicated = mesh.named_sharding(device_mesh)
+    if not run.mesh.deterministic_shards:
+        return jax.jit(score, out_shardings=replicated)
+    by_shard = deterministic.map_over_shards(run.mesh.deterministic_shards, device_mesh, score)
+    return jax.jit(by_shard, out_shardings=replicated, compiler_options=deterministic.OPTIONS)
 
 
 def report_batches(score: Callable, on_progress: Callable[[], None]) -> Callable:

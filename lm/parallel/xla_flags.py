@@ -1,4 +1,4 @@
-"""XLA compiler options: collectives during computation, reproducible bits, cheap compilation.
+"""XLA compiler options: collectives during computation, and kernels with reproducible bits.
 
 On GPU, XLA measures several kernels for a product when it compiles, and the measurements decide.
 JAX stores the measured choices next to its compiled programs (mesh.initialize_devices), so that the
@@ -42,43 +42,23 @@ DETERMINISTIC_OPTIONS: dict[str, bool | int] = {
     "xla_gpu_autotune_level": 0,
 }
 
-# Options of every program of a platform. On CPU their results have the bits of the defaults.
-PROGRAM_OPTIONS: dict[str, dict[str, bool | int | str]] = {
-    "cpu": {
-        # The newer code generator needs three times the memory for the compilation of a step.
-        "xla_cpu_use_fusion_emitters": False,
-        # The default order computes operations early for concurrency, and stores their results.
-        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    },
-    "gpu": {},
-    "tpu": {},
-}
-
-UNKNOWN_OPTION = ("No such compile option", "is not a valid enum value")  # in errors of XLA
-
 
 @functools.cache
-def is_known(name: str, value: bool | int | str) -> bool:
-    """Return True if the installed XLA has an option with this value, False if it was removed."""
+def is_known(name: str, value: bool | int) -> bool:
+    """Return True if the installed XLA has an option, False if its version has removed it."""
     increment = jax.jit(lambda x: x + 1, compiler_options={name: value})
     try:
         increment.lower(0).compile()
     except jax.errors.JaxRuntimeError as error:
-        if any(message in str(error) for message in UNKNOWN_OPTION):
+        if "No such compile option" in str(error):
             return False
         raise
     return True
 
 
-def program_options(device_mesh: jax.sharding.Mesh) -> dict[str, bool | int | str]:
-    """Return the compiler options of every program on these devices, for jax.jit."""
-    options = PROGRAM_OPTIONS[mesh.device_platform(device_mesh)]
-    return {name: value for name, value in options.items() if is_known(name, value)}
-
-
 def compiler_options(
     device_mesh: jax.sharding.Mesh, has_fixed_kernels: bool = False
-) -> dict[str, bool | int | str] | None:
+) -> dict[str, bool | int] | None:
     """Return the compiler options of a step on these devices, for jax.jit; None if it has none.
 
     has_fixed_kernels: mesh.deterministic_kernels, which has an effect on GPU only.
@@ -89,4 +69,4 @@ def compiler_options(
         options = {name: value for name, value in options.items() if is_known(name, value)}
     if has_fixed_kernels and platform == "gpu":
         options = options | DETERMINISTIC_OPTIONS
-    return options | program_options(device_mesh) or None
+    return options or None

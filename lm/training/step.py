@@ -175,18 +175,21 @@ def optimizer_inputs(run: schema.Run) -> optimizer.OptimizerInputs:
 def _step_options(run: schema.Run, device_mesh: jax.sharding.Mesh) -> dict | None:
     """Return the compiler options of the step."""
     if run.mesh.deterministic_shards:
-        return deterministic.OPTIONS | xla_flags.program_options(device_mesh)
+        return deterministic.OPTIONS
     return xla_flags.compiler_options(device_mesh, run.mesh.deterministic_kernels)
 
 
 def _init_options(device_mesh: jax.sharding.Mesh) -> dict | None:
     """Return the compiler options of the initial state, which is computed once.
 
-    On CPU the optimization of the program costs more time than it saves.
+    On CPU the optimization of the program and the newer code generator cost more time and memory
+    than they save.
     """
     if mesh.device_platform(device_mesh) != "cpu":
         return None
-    return {"xla_backend_optimization_level": 0} | xla_flags.program_options(device_mesh)
+    options = {"xla_backend_optimization_level": 0}
+    has_old_generator = xla_flags.is_known("xla_cpu_use_fusion_emitters", False)
+    return options | ({"xla_cpu_use_fusion_emitters": False} if has_old_generator else {})
 
 
 def _step_function(

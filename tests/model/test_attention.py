@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config import schema
 from lm.model import attention
-from lm.parallel import xla_flags
+from lm.parallel import mesh, xla_flags
 
 B, N, K = 2, 4, 2  # rows, query heads, key/value heads
 SHORT = {"t": 16, "h": 8}  # positions and d_head
@@ -100,3 +101,4 @@ def test_compiler_accepts_the_options_of_its_platform():
     increment = jax.jit(lambda x: x + 1, compiler_options=known)
     assert increment(1) == 2 and len(known) >= 5 and xla_flags.COMPILER_OPTIONS["tpu"]
     assert not xla_flags.is_known("xla_gpu_option_of_no_version", True)
+    assert xla_flags.compiler_options(mesh.make_mesh(schema.Mesh(), jax.devices()[:1])) is None
