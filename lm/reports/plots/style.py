@@ -76,7 +76,7 @@ PANEL_LABELS = {
 EXPONENT = re.compile(r"(?<=[\w)])\^(-?[0-9]+(?:\.[0-9]+)?)")  # N^-0.25
 MAX_LEGEND_LINES = 4  # entries of a legend, from which on it has several columns
 MAX_COLORS = 12  # categorical colors in one figure
-PANEL_TITLE_LENGTH = 28  # characters from which the title of a panel is smaller
+PANEL_TITLE_LENGTH = 28  # characters of a line from which a title is too long for a small panel
 
 
 def axis_label(column: str) -> str:
@@ -132,8 +132,9 @@ def _figure_title(axes: Axes, title: str, theme, pad=9.0) -> None:
 
 
 def panel_title(axes: Axes, title: str, theme, pad=6.0) -> None:
-    """Set the title of a small panel, which may have two lines. pad: distance in points."""
-    size = 8.5 if max(map(len, title.split("\n"))) < PANEL_TITLE_LENGTH else 7.5
+    """Set the title of a small panel, which may have several lines. pad: distance in points."""
+    longest = max(map(len, title.split("\n")))
+    size = 8.5 if longest < 0.85 * PANEL_TITLE_LENGTH else 7.5
     axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False, pad=pad, y=1)
 
 

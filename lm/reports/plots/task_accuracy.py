@@ -109,11 +109,14 @@ def task_curves(
 def _panel_title(task: str, baseline: str) -> str:
     """Return the short name of a task with its best baseline: copy (chance 17%).
 
-    The baseline of a long name is on a second line.
+    A long title has the baseline on a second line, and a long name a line per part.
     """
     name = style.truncate_label(short_names.shorten_task(task), 32)
     title = f"{name} ({baseline})" if baseline else name
-    return title if len(title) < style.PANEL_TITLE_LENGTH else title.replace(" (", "\n(", 1)
+    if len(title) < style.PANEL_TITLE_LENGTH:
+        return title
+    first = name if len(name) < style.PANEL_TITLE_LENGTH else name.replace("/", "/\n", 1)
+    return f"{first}\n({baseline})" if baseline else first
 
 
 def _draw_baseline(axes, finished, x, task, theme) -> str:

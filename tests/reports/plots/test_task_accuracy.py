@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from fixtures import made_up_sweep
+from fixtures import figure_layout, made_up_sweep
 
 from lm.reports import task_analysis
 from lm.reports.plots import style, task_accuracy
@@ -38,6 +38,24 @@ def test_accuracy_is_plotted_against_falling_loss_with_its_law(rows):
     largest_tips = [tip for tip in tips(figure) if tip.startswith("1.6M: loss")]
     accuracies = [round(100 * rows[-1][task_results.task_column(task)]) for task in names]
     assert [float(tip.split()[-1].removesuffix("%")) for tip in largest_tips] == accuracies
+
+
+def test_titles_of_long_task_names_are_inside_the_figure(rows):
+    long_names = [f"pair:data/blimp#determiner_noun_agreement{i}" for i in range(5)]
+    copies = [
+        row
+        | {
+            key.replace("copy?length=4", name): value
+            for key, value in row.items()
+            for name in long_names
+            if "copy?length=4" in key
+        }
+        for row in rows
+    ]
+    figure = task_accuracy.task_curves(copies, long_names)
+    titles = [text for axes in figure.axes for text in axes.get_title(loc="left").split("\n")]
+    assert titles[:2] == ["blimp/", "determiner_noun_agreement0"]
+    assert not [fault for fault in figure_layout.faults(figure) if "outside" in fault]
 
 
 def test_runs_on_fewer_tokens_have_open_markers(rows):
