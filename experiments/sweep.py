@@ -380,6 +380,7 @@ def print_results(folder: Path, page: Path | None = None) -> int:
     from experiments.common import next_command
     from lm.reports import report, summary
     from lm.reports.sections import source_section
+    from lm.runs import run_selection
 
     sweep = summary.load_summary(folder)
     page = page or report.write_summary(sweep)
@@ -389,7 +390,8 @@ def print_results(folder: Path, page: Path | None = None) -> int:
     for note in [*source_section.describe_errors(sweep), *sweep.notes]:
         console.print_line(note)
     if sweep.finished:
-        next_command.print_next("sample", f"--run={sweep.finished[-1]['dir']}")
+        largest = run_selection.largest_run(sweep.finished)
+        next_command.print_next("sample", f"--run={largest['dir']}")
     console.print_line(f"report: {page}")
     return int(any(row["status"] not in ("done", "running") for row in sweep.rows))
 

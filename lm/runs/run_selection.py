@@ -44,6 +44,14 @@ def without_trunks(runs: Iterable[dict]) -> list[dict]:
     return [row for row in runs if row["name"] not in trunks]
 
 
+def largest_run(runs: Iterable[dict]) -> dict:
+    """Return the run with the most parameters, and of equal sizes the one with the most tokens.
+
+    Raises ValueError if there is no run.
+    """
+    return max(runs, key=lambda row: (row[records.N_PARAMS], row[records.TOKENS]))
+
+
 def compute_frontier(runs: Iterable[dict], y: str = records.LOSS) -> list[dict]:
     """Return the finished runs of least loss for their compute, sorted by FLOPs. y: the loss.
 

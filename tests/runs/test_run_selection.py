@@ -15,6 +15,11 @@ def test_frontier_has_no_run_that_less_compute_surpasses():
     assert [row["eval.loss"] for row in frontier] == [3.0, 2.8, 2.5]
 
 
+def test_largest_run_has_the_most_tokens_of_its_size():
+    rows = [run(4, 10, 2.0), run(4, 5, 2.5), run(1, 40, 3.0)]
+    assert run_selection.largest_run(rows) is rows[0]
+
+
 def test_law_of_size_and_tokens_needs_three_budgets():
     rows = [run(size, tokens, 3.0) for size in (1, 2) for tokens in (10, 20)]
     refusal = run_selection.refuse_joint_law(rows)
