@@ -3,7 +3,7 @@
     uv run python -m experiments.benchmarks.against_pytorch --torch=path/to/python
     uv run python -m experiments.benchmarks.against_pytorch --torch=path/to/python --size=S --runs=1
 
-Each run starts all programs anew, and times their steps in alternating rounds as train_step.py.
+Each run starts all programs again, and times their steps in alternating rounds as train_step.py.
 The memory is that of memory.py. Nothing is taken from the compilation cache of JAX. The baseline is
 the better of eager and compiled PyTorch in each quantity: compiled PyTorch has the faster steps,
 eager PyTorch the earlier first step and the smaller memory.
@@ -25,7 +25,7 @@ from experiments.common import cli, console
 
 # Flags --size, --torch, --kind, --rounds, --seconds and --set are those of train_step, --json_lines
 # and --calls those of memory.
-_RUNS = flags.DEFINE_integer("runs", 5, "number of runs, which start each program anew", 1)
+_RUNS = flags.DEFINE_integer("runs", 5, "number of runs, each of which starts all programs", 1)
 # Quantity -> (unit, limit of the ratio that the project aims at).
 QUANTITIES = {
     "speed": ("tokens per second", "at least 1.00"),
