@@ -121,7 +121,7 @@ def measure_stages(run: Any, n_calls: int) -> dict:
     with jax.set_mesh(device_mesh):
         functions = measure("tracing", lambda: step.build_train_functions(run, device_mesh))
         lowered = measure("lowering", lambda: loop.lower_steps(functions, size))
-        compiled, score, init = measure(
+        compiled, compile_score, init = measure(
             "compilation",
             lambda: compilation.compile_all(functions, {run.data.batch_size: lowered}, True),
         )
@@ -144,7 +144,7 @@ def measure_stages(run: Any, n_calls: int) -> dict:
         held_out = mesh.put_batch(
             device_mesh, {n: np.ones(x.shape, x.dtype) for n, x in rows.items()}
         )
-        measure("evaluation", lambda: score(states[0]["params"], held_out))
+        measure("evaluation", lambda: compile_score()(states[0]["params"], held_out))
     losses = [float(metric["loss"]) for metric in metrics]
     return {"imports": imports, "plan": plan, "stages": stages, "loss": losses[-1]}
 

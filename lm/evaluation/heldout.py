@@ -274,9 +274,12 @@ def score_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply `score` to any number of sequences, in batches of data.batch_size.
 
-    score: see make_scorer. Returns float64 nats and the most likely next tokens, [N, T].
+    score: see make_scorer. Returns float64 nats and the most likely next tokens, [N, T]. Raises
+    ValueError without sequences.
     """
     size, n = run.data.batch_size, len(batch["tokens"])
+    if not n:
+        raise ValueError("batch contains 0 sequences and must contain at least 1: check its source")
     results, pending = [], None
     for start in range(0, n, size):
         # The last batch is filled with sequences from the beginning.

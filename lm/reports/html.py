@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lm.reports.plots import style
@@ -233,7 +234,7 @@ def html_figure(
     """
     svgs, caption = inline_svg.to_inline_svgs(figure)
     heading = figure.get_suptitle()
-    titles = [panel[0].get_title(loc="left") for panel in inline_svg.panel_axes(figure)]
+    titles = [_panel_title(panel[0], heading) for panel in inline_svg.panel_axes(figure)]
     if not heading:
         titles = titles[:1]
     panels = [
@@ -253,6 +254,12 @@ def html_figure(
             css="large" if is_large else "broad" if is_broad else "",
         )
     )
+
+
+def _panel_title(axes: Axes, heading: str) -> str:
+    """Return the title of a panel for screen readers: without a title, the heading and y label."""
+    title = axes.get_title(loc="left") or axes.get_title()
+    return title or ": ".join(filter(None, (heading, axes.get_ylabel()))) or "Figure"
 
 
 def _columns(figure: Figure) -> int:

@@ -155,8 +155,8 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     """Return {metric: {task: Spearman rank correlation with accuracy over the runs}}.
 
     The correlation is 1 if a metric orders the runs as accuracy does: it is multiplied by the
-    sign in CONTINUOUS_METRICS. Skip tasks whose accuracies are all equal and tasks that no run has
-    above baseline.
+    sign in CONTINUOUS_METRICS. Skip runs without both finite values, tasks whose accuracies are all
+    equal, and tasks that no run has above baseline.
     """
     above = task_significance.above_baseline_in_any(rows)
     by_metric: dict[str, dict[str, float]] = {metric: {} for metric in CONTINUOUS_METRICS}
@@ -168,7 +168,8 @@ def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
                 (task_results.task_result(row, task), task_results.task_result(row, task, metric))
                 for row in rows
             ]
-            pairs = np.array([(a["value"], m["value"]) for a, m in results if a and m])
+            values = [(a["value"], m["value"]) for a, m in results if a and m]
+            pairs = np.array([pair for pair in values if np.isfinite(pair).all()])
             if len(pairs) > 2 and np.ptp(pairs, axis=0).all():
                 ranks = [_average_ranks(column) for column in pairs.T]
                 by_metric[metric][task] = sign * float(np.corrcoef(ranks)[0, 1])

@@ -122,15 +122,16 @@ def count_tasks(rows: Sequence[dict]) -> list[dict]:
 
 
 def chance_accuracy_of(rows: Sequence[Mapping], task: str) -> float:
-    """Return the largest chance accuracy of a task over the rows, 0 if none is stored."""
+    """Return the largest finite chance accuracy of a task over the rows, 0 if none is stored."""
     results = [task_results.task_result(row, task, "chance") for row in rows]
-    return max((result["value"] for result in results if result), default=0.0)
+    values = [result["value"] for result in results if result]
+    return max((value for value in values if np.isfinite(value)), default=0.0)
 
 
 def _has_unknown_chance(row: Mapping, task: str) -> bool:
-    """Return True for a result of lm-evaluation-harness without a stored chance accuracy."""
-    is_stored = task_results.task_result(row, task, "chance") is not None
-    return task.startswith(HARNESS_PREFIX) and not is_stored
+    """Return True if the stored chance accuracy is not finite, or if a harness task has none."""
+    result = task_results.task_result(row, task, "chance")
+    return task.startswith(HARNESS_PREFIX) if result is None else not np.isfinite(result["value"])
 
 
 def _chance_p_value(row: Mapping, task: str, is_below: bool = False) -> float:

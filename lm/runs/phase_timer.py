@@ -9,7 +9,7 @@
 An attempt is one training session of the run. Its phases add up to its wall time:
 
 start     prepare the text, acquire the lock, read a checkpoint
-compile   compile, up to the first step
+compile   compile, up to the first step, and the evaluation before its first use
 steps     compute steps, without the wait for input
 input     wait for the next batch
 log       fetch and write metrics

@@ -6,18 +6,13 @@ A stored figure contains this hash, so `figures.verify_figure` detects changed c
 """
 
 import ast
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import json
 import pathlib
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
-
-from lm.runs import filesystem
 
 PACKAGE = __name__.partition(".")[0]
 PACKAGE_DIR = pathlib.Path(__file__).parents[__name__.count(".") - 1]
@@ -25,7 +20,6 @@ PACKAGE_DIR = pathlib.Path(__file__).parents[__name__.count(".") - 1]
 CHECKED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 STATEMENT_LISTS = ("body", "orelse", "finalbody", "handlers", "cases")  # fields of a statement
-HASH_FILE = "code_hashes.json"  # in the cache folder of the user
 
 
 def package_version() -> str:
@@ -81,48 +75,23 @@ def code_hash(module: str) -> str:
     """Return the package version and eight digits of a hash of a module and all its imports.
 
     Imports from other packages are not hashed. Comments, docstrings and formatting do not change
-    the hash. The last hash of each module is stored in the cache folder of the user, because
-    parsing a hundred files takes seconds. A change of any file of the package makes it invalid.
+    the hash. A process reads each file once, so a later edit changes the hash in the next process.
     """
-    sources = [_package_digest(), sys.version]
-    stored = _stored_hashes()
-    if stored.get(module, [])[:2] != sources:
-        texts = source_files(module)
-        digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
-        stored[module] = [*sources, digest.hexdigest()[:8]]
-        with contextlib.suppress(OSError, RuntimeError):  # no home folder, or no right to write
-            folder = filesystem.user_cache_folder()
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            filesystem.write_file(folder / HASH_FILE, json.dumps(stored))
-    return f"{package_version()} {stored[module][2]}"
-
-
-def _stored_hashes() -> dict[str, list[str]]:
-    """Return {module: [digest of the package, Python version, code hash]}, {} if unreadable."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        stored = json.loads((filesystem.user_cache_folder() / HASH_FILE).read_text())
-        is_valid = isinstance(stored, dict) and all(
-            isinstance(entry, list) and len(entry) == 3 for entry in stored.values()
-        )
-        return stored if is_valid else {}
-    return {}
+    texts = source_files(module)
+    digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
+    return f"{package_version()} {digest.hexdigest()[:8]}"
 
 
 def package_hash() -> str:
     """Return the version and a hash of all files of the package, with templates and comments.
 
-    The files are not parsed, so this takes a hundredth of the time of parsing them.
+    The files are not parsed, so this takes a small part of the time of `code_hash`.
     """
-    return f"{package_version()} {_package_digest()[:8]}"
-
-
-def _package_digest() -> str:
-    """Return the SHA-256 of all files of the package, with templates and comments."""
     digest = hashlib.sha256()
     for file in sorted(PACKAGE_DIR.rglob("*")):
         if file.suffix in (".py", ".html"):
             digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return f"{package_version()} {digest.hexdigest()[:8]}"
 
 
 def source_files(module: str) -> dict[str, str]:

@@ -135,18 +135,19 @@ def run_session(active_session: typing.Any, functions: step.TrainFunctions) -> N
                 active_session.restore(functions.abstract_saved, facts, peak)
                 if active_session.status != "running":
                     return
-                programs = _stage_functions(active_session, functions)
-                lowered = {size: lower_steps(stage, n_steps) for size, stage in programs.items()}
+                stages = _stage_functions(active_session, functions)
+                lowered = {size: lower_steps(stage, n_steps) for size, stage in stages.items()}
                 is_fresh = not active_session.first
-                compiled, score, init = compilation.compile_all(functions, lowered, is_fresh)
+                programs = compilation.compile_all(functions, lowered, is_fresh)
+                compiled, compile_score, init = programs
                 call_steps = make_steps_call(functions, _select_program(compiled), n_steps)
                 state = active_session.initial_state(init)
-            active_session.begin(score, state, time.perf_counter() - began)
+            active_session.begin(compile_score, state, time.perf_counter() - began)
         batches = prefetch.prefetch_batches(
             active_session.load_batch, active_session.first, run.steps, depth=2 * n_steps
         )
         with contextlib.closing(batches):
-            _run_steps(active_session, call_steps, score, state, batches, n_steps)
+            _run_steps(active_session, call_steps, compile_score, state, batches, n_steps)
 
 
 def _stage_functions(
@@ -177,7 +178,7 @@ def _select_program(compiled: dict[int, Callable]) -> Callable:
 def _run_steps(
     active_session: typing.Any,
     call_steps: Callable,
-    score: Callable,
+    compile_score: Callable,
     state: dict,
     batches: Iterator[dict],
     max_steps: int,
@@ -224,7 +225,7 @@ def _run_steps(
         with active_session.long_call():
             active_session.log()
             active_session.save(state, stop)
-            active_session.evaluate(score, state)
+            active_session.evaluate(compile_score, state)
             active_session.conclude(state, stop)
         began = time.perf_counter()
 

@@ -147,13 +147,13 @@ class TrainingSession:
         self.timer.assign_remainder("compile")
         return state
 
-    def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
+    def begin(self, compile_score: Callable, state: dict, compile_seconds: float) -> None:
         """Evaluate the restored weights if due, and finish a run that has no step left.
 
         The last session may have ended after its last checkpoint and before its last evaluation.
         """
         self.writer.write_facts(compile_seconds=compile_seconds)
-        self.evaluate(score, state)
+        self.evaluate(compile_score, state)
         if self.is_over:
             self.finish()
 
@@ -297,20 +297,20 @@ class TrainingSession:
         if self.status == "running" and (self.is_checkpoint_due or stop):
             self.write_checkpoint(state)
 
-    def evaluate(self, score: Callable, state: dict) -> None:
-        """Write a row of evals.jsonl if it is due."""
+    def evaluate(self, compile_score: Callable, state: dict) -> None:
+        """Write a row of evals.jsonl if it is due. compile_score: see compilation.compile_all."""
         if self.status != "running" or not self.is_evaluation_due:
             return
         run, params, row = self.run, state["params"], {}
-        score = heldout.report_batches(score, on_progress := self.watchdog.record_progress)
+        on_progress = self.watchdog.record_progress
+        with self.timer.phase("compile"):
+            score = heldout.report_batches(compile_score(), on_progress)
         with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
+            model = run, self.mesh, score, params, self.text
             if self.evaluations.has_heldout:
-                arguments = run, self.mesh, score, params, self.text, self.writer
-                row |= heldout.evaluate_heldout(*arguments)
+                row |= heldout.evaluate_heldout(*model, self.writer)
             if self.evaluations.are_tasks_due(self.done):
-                row |= task_eval.evaluate_columns(
-                    run, self.mesh, score, params, self.text, self.tasks, on_progress, self.writer
-                )
+                row |= task_eval.evaluate_columns(*model, self.tasks, on_progress, self.writer)
         self.evaluations.rows[self.done] = row = {"attempt": self.attempt, "step": self.done} | row
         self.writer.append("evals.jsonl", row)
         self.trackers.write_evaluation(row)

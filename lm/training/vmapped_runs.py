@@ -226,15 +226,15 @@ class VmappedSessions:
         """Return the initial states of all runs as one state."""
         return self._stack_states(*(member.initial_state(init) for member in self.members))
 
-    def begin(self, score: Callable, state: dict, compile_seconds: float) -> None:
+    def begin(self, compile_score: Callable, state: dict, compile_seconds: float) -> None:
         """Evaluate runs at the initial weights if due, and finish runs that have no step left.
 
-        score: compiled evaluation. state: state of all runs, stacked. compile_seconds: time of the
-        compilation.
+        compile_score: see compilation.compile_all. state: state of all runs, stacked.
+        compile_seconds: time of the compilation.
         """
         for i, member in enumerate(self.members):
             run_state = self._select_run(state, i) if member.is_evaluation_due else {}
-            member.begin(score, run_state, compile_seconds)
+            member.begin(compile_score, run_state, compile_seconds)
         self._drop_inactive()
 
     def load_batch(self, step_number: int) -> list[dict[str, jax.Array]]:
@@ -292,11 +292,11 @@ class VmappedSessions:
             if member.is_checkpoint_due or stop:
                 member.write_checkpoint(self._select_run(state, i))
 
-    def evaluate(self, score: Callable, state: dict) -> None:
+    def evaluate(self, compile_score: Callable, state: dict) -> None:
         """Write the rows of evaluations that are due."""
         for i, member in self.active.items():
             if member.is_evaluation_due:
-                member.evaluate(score, self._select_run(state, i))
+                member.evaluate(compile_score, self._select_run(state, i))
 
     def conclude(self, state: dict, stop: str) -> None:
         """Save the best checkpoints, and finish runs that are over.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lm.config import schema
 from lm.data import dataset, heldout_documents, tokenizers
 from lm.data.tokenization import bpe_training
 from lm.evaluation import heldout
@@ -201,3 +202,9 @@ def test_completed_words_belong_to_the_document_of_their_first_token():
     n_complete = sum(end < 40 for _, cut, end in cuts)
     assert sorted(counts) == sorted([(n_complete, n_words[0]), (0, n_words[1])])
     assert min(n_words) > 0 and 0 < n_complete < 60
+
+
+def test_scores_of_no_sequences_are_refused(tiny):
+    batch = {"tokens": np.zeros((0, 9), np.int32)}
+    with pytest.raises(ValueError, match="batch contains 0 sequences"):
+        heldout.score_rows(tiny, mesh.make_mesh(schema.Mesh()), pytest.fail, {}, batch)

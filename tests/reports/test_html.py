@@ -110,3 +110,13 @@ def test_tables_of_long_texts_and_names_fit_a_phone():
     assert "cards" not in html.html_table([{"": "models", "a": "short", "b": "short"}])
     heading = html.html_table([{"loss on tasks:copy+upper": 1}])
     assert "tasks:<wbr>copy+<wbr>upper</th>" in heading
+
+
+def test_every_panel_has_a_label_for_screen_readers():
+    figure, (left, right) = style.new_panels("Losses", 2)
+    style.panel_title(left, "docs", style.LIGHT)
+    right.set_ylabel("nats")
+    labels = re.findall('aria-label="([^"]*)"', html.html_figure(figure))
+    assert labels == ["docs", "Losses: nats"]
+    figure, _ = style.new_figure("", "", "")
+    assert 'aria-label="Figure"' in html.html_figure(figure)

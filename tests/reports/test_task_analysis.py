@@ -157,6 +157,13 @@ def test_rows_without_chance_or_number_of_examples_have_a_verdict():
     assert task_analysis.task_verdicts([{**no_chance, "start.run": ""}])[0]["chance"] == 0
 
 
+def test_rank_correlation_leaves_out_runs_without_finite_values():
+    finite = rows([0.3, 0.5, 0.6, 0.9], token_probability=[0.2, 0.1, 0.5, 0.4])
+    (invalid,) = rows([0.4], token_probability=[float("nan")])
+    with_invalid = task_analysis.correlations([*finite, invalid])
+    assert with_invalid == task_analysis.correlations(finite) and with_invalid
+
+
 def test_equal_values_share_their_mean_rank():
     ranks = task_analysis._average_ranks(np.array([0.2, 0.1, 0.2, 0.5]))
     assert ranks.tolist() == [2.5, 1, 2.5, 4]

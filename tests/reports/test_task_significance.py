@@ -144,3 +144,14 @@ def test_binomial_tails_are_those_of_scipy():
             tails = [task_significance._binomial_p_value(k, n, chance, side) for side in (0, 1)]
             exact = stats.binom.sf(k - 1, n, chance), stats.binom.cdf(k, n, chance)
             np.testing.assert_allclose(tails, exact, rtol=1e-11)
+
+
+def test_results_with_an_undefined_chance_are_not_tested():
+    for n_correct in (0, 40):
+        values = {"accuracy": n_correct / 40, "n": 40, "chance": float("nan")}
+        row = {f"eval.task.t.{name}": value for name, value in values.items()}
+        assert task_significance.p_above_baseline(row, "t") == 1
+        assert task_significance.p_below_baseline(row, "t") == 1
+        assert not task_significance.has_mastery_accuracy(row, "t")
+        known = row | {"eval.task.t.chance": 0.25}
+        assert task_significance.chance_accuracy_of([row, known], "t") == 0.25

@@ -9,9 +9,10 @@ import conftest
 import pytest
 from fixtures import verified_sweep
 
-from lm.runs import json_files, records
+from lm.runs import json_files, phase_timer, records
 from lm.runs.integrity import run_notes
 from lm.training import loop, preemption, session, vmapped_runs
+from lm.training.programs import compilation
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,33 @@ def test_restore_compilation_and_save_are_long_calls(tiny, monkeypatch):
     assert inside.pop("advance") == 0
     assert set(inside) == {"restore_newest", "save", "__exit__", "compile_all"}
     assert min(inside.values()) >= 1
+
+
+def test_late_compilation_of_score_is_not_evaluation_time(tiny, monkeypatch):
+    phases = []
+    phase, compile_late = phase_timer.PhaseTimer.phase, compilation._compile_late
+
+    @contextlib.contextmanager
+    def record_phase(timer, name):
+        phases.append(name)
+        with phase(timer, name):
+            yield
+        phases.append("")
+
+    def compile_and_record(lowered):
+        compile_score = compile_late(lowered)
+
+        def compile_once():
+            phases.append(f"score in {phases[-1]}")
+            return compile_score()
+
+        return compile_once
+
+    monkeypatch.setattr(phase_timer.PhaseTimer, "phase", record_phase)
+    monkeypatch.setattr(compilation, "_compile_late", compile_and_record)
+    tiny.steps = tiny.eval.interval = 1
+    loop.train(tiny)
+    assert {name for name in phases if name.startswith("score")} == {"score in compile"}
 
 
 def test_runs_of_one_program_share_a_watchdog(tiny, progress_log):

@@ -23,7 +23,9 @@ MAX_LABELS = 12  # labels beside markers or curves of one figure
 MAX_LINES = 60  # lines of a figure with a line per run
 MAX_TOOLTIPS = 100  # markers of a panel that have tooltips
 
-NOMINAL_SIZE = re.compile(r"[0-9.]+[KMBT]?")
+NOMINAL_SIZE = re.compile(r"([0-9]+(?:[.][0-9]+)?)([KMBT])")  # such as 10K or 1.5M
+UNIT_SIZES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+SIZE_TOLERANCE = 1.3  # largest ratio of N and a nominal size
 # Marker of a run: "filled" if the fit used it, "open" if not, "diamond" for the predicted run.
 Kind = Literal["filled", "open", "diamond"]
 
@@ -261,11 +263,19 @@ def size_labels(rows) -> dict[float, str]:
 
 
 def nominal_sizes(rows) -> dict[float, str]:
-    """Return {size: label}: the name of its runs if this is a size, such as 10K, or else N."""
-    return {
-        size: name if NOMINAL_SIZE.fullmatch(name) else style.format_si(size)
-        for size, name in size_labels(rows).items()
-    }
+    """Return {size: label}: the name of its runs if this is about the size, or else the size.
+
+    The name 10K agrees with 9,800 parameters. The name 2024 is not a size, because it has no unit.
+    """
+    labels = size_labels(rows)
+    return {n: x if _is_nominal_size(x, n) else style.format_si(n) for n, x in labels.items()}
+
+
+def _is_nominal_size(name: str, size: float) -> bool:
+    """Return True if a name is a number with a unit that SIZE_TOLERANCE permits for a size."""
+    match = NOMINAL_SIZE.fullmatch(name)
+    nominal = float(match[1]) * UNIT_SIZES[match[2]] if match else 0.0
+    return size / SIZE_TOLERANCE < nominal <= size * SIZE_TOLERANCE
 
 
 def set_scales(axes: Axes, x, y, right=0.07) -> None:

@@ -1,7 +1,7 @@
 """Compilation of the functions of a run: parallel on accelerators, in order of use on CPU.
 
     lowered = {run.data.batch_size: loop.lower_steps(functions, n_steps)}
-    compiled, score, init = compilation.compile_all(functions, lowered, is_fresh=True)
+    compiled, compile_score, init = compilation.compile_all(functions, lowered, is_fresh=True)
 
 On CPU a compilation uses all cores and hundreds of MiB, so that parallel compilations would only
 increase the peak of the memory.
@@ -20,25 +20,27 @@ from lm.training import step
 def compile_all(
     functions: step.TrainFunctions, steps: dict[int, jax.stages.Lowered], is_fresh: bool
 ) -> tuple[dict[int, Callable], Callable, Callable]:
-    """Return the compiled functions (steps, score, init).
+    """Return the compiled functions (steps, compile_score, init).
 
     steps: results of loop.lower_steps, by batch size. is_fresh: True if the run starts at step 0;
     otherwise init is not compiled. On accelerators all are compiled in parallel, because one
     compilation does not use all cores. On CPU init follows the step, whose compilation would share
-    its memory. There score is compiled at its first call, so that the first step comes sooner.
+    its memory. compile_score() returns the compiled score. On CPU it compiles at its first call, so
+    that the first step comes sooner. An error of shapes is raised before, because score is lowered.
     """
     is_cpu = mesh.device_platform(functions.mesh) == "cpu"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled_steps = {size: pool.submit(low.compile) for size, low in steps.items()}
         lowered_init = functions.init.lower(0) if is_fresh else None
+        lowered_score = _lower_score(functions)
         if is_cpu:
             concurrent.futures.wait(compiled_steps.values())
             device_memory.release_free_memory()
-        score = None if is_cpu else pool.submit(_lower_score(functions).compile)
+        score = pool.submit(lowered_score.compile).result if not is_cpu else None
         init = pool.submit(lowered_init.compile).result() if lowered_init else functions.init
         results = {size: compiled.result() for size, compiled in compiled_steps.items()}
     device_memory.release_free_memory()
-    return results, score.result() if score else _compile_score_late(functions), init
+    return results, score or _compile_late(lowered_score), init
 
 
 def _lower_score(functions: step.TrainFunctions) -> jax.stages.Lowered:
@@ -46,13 +48,13 @@ def _lower_score(functions: step.TrainFunctions) -> jax.stages.Lowered:
         return functions.score.lower(functions.abstract_saved["params"], functions.evaluation_batch)
 
 
-def _compile_score_late(functions: step.TrainFunctions) -> Callable:
-    """Return the function `score`, compiled at its first call."""
+def _compile_late(lowered: jax.stages.Lowered) -> Callable[[], Callable]:
+    """Return a function that compiles a lowered function at its first call, and returns it."""
 
     @functools.cache
-    def compile_score() -> Callable:
-        score = _lower_score(functions).compile()
+    def compile_once() -> Callable:
+        compiled = lowered.compile()
         device_memory.release_free_memory()
-        return score
+        return compiled
 
-    return lambda params, batch: compile_score()(params, batch)
+    return compile_once

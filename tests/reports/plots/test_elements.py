@@ -73,3 +73,10 @@ def test_many_markers_are_drawn_per_color_at_their_points():
 def test_text_names_the_omitted_runs():
     assert elements.describe_shown([{}] * 3, 3) == "3 runs"
     assert elements.describe_shown([{}] * 60, 1000) == "60 runs, the largest of 1000"
+
+
+def test_size_label_is_a_name_with_a_unit_that_agrees_with_n():
+    names = {9_800: "10K", 1_450_000: "1.5M", 300: "0", 400: "2024", 5_000: "10K", 700: "1.2.3K"}
+    rows = [{"name": f"s/{name}", "params.non_embedding": n} for n, name in names.items()]
+    labels = elements.nominal_sizes(rows)
+    assert list(labels.values()) == ["10K", "1.5M", "300", "400", "5K", "700"]

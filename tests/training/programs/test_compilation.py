@@ -12,27 +12,33 @@ from lm.training.programs import compilation
 
 
 class CountingScore:
-    """Function `score` that counts how often it is lowered."""
+    """Function `score` that counts how often it is lowered and compiled."""
 
     def __init__(self, score):
-        self.score, self.n_lowered = score, 0
+        self.score, self.n_lowered, self.n_compiled = score, 0, 0
 
     def lower(self, *arguments):
         self.n_lowered += 1
-        return self.score.lower(*arguments)
+        self.lowered = self.score.lower(*arguments)
+        return self
+
+    def compile(self):
+        self.n_compiled += 1
+        return self.lowered.compile()
 
 
-def test_cpu_compiles_score_once_at_its_first_call(tiny):
+def test_cpu_lowers_score_early_and_compiles_it_once_late(tiny):
     functions = step.build_train_functions(tiny, mesh.make_mesh(schema.Mesh()))
     counting = CountingScore(functions.score)
     functions = dataclasses.replace(functions, score=counting)
     with jax.set_mesh(functions.mesh):
-        programs, score, init = compilation.compile_all(functions, {}, is_fresh=False)
-        assert programs == {} and init is functions.init and counting.n_lowered == 0
+        programs, compile_score, init = compilation.compile_all(functions, {}, is_fresh=False)
+        assert programs == {} and init is functions.init
+        assert (counting.n_lowered, counting.n_compiled) == (1, 0)
         params = init(0)["params"]
         shapes = functions.evaluation_batch
         batch = {name: np.ones(x.shape, x.dtype) for name, x in shapes.items()}
         batch = mesh.put_batch(functions.mesh, batch)
-        (nats, _), (same_nats, _) = score(params, batch), score(params, batch)
-    assert counting.n_lowered == 1
+        (nats, _), (same_nats, _) = (compile_score()(params, batch) for _ in range(2))
+    assert (counting.n_lowered, counting.n_compiled) == (1, 1)
     assert nats.shape == shapes["segments"].shape and np.array_equal(nats, same_nats)

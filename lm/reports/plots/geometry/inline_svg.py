@@ -83,6 +83,8 @@ def _clean_svg(svg: str) -> str:
     for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
         svg = re.sub(pattern, "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
+    # Matplotlib writes an attribute that contains double quotes between single quotes.
+    tip = r'<g class="tip"><title>\2</title>'
+    svg = re.sub(r"""<g id=(["'])tip:(.*?)\1>""", tip, svg, flags=re.DOTALL)
     svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     return re.sub(r": #([0-9a-f]{6})\b", r": var(--c\1, #\1)", svg)

@@ -66,3 +66,11 @@ def test_panels_are_elements_of_equal_size_with_their_own_texts():
         assert f"panel {number}" in svg and f"<title>marker {number}</title>" in svg
         assert not any(f"panel {other}" in svg for other in others)
         assert ("second axis" in svg) == (number == 0)
+
+
+def test_quotes_and_line_ends_do_not_remove_a_tooltip():
+    for tip in ('a "quoted" name', "a name's mark", "two\nlines", "both \" and '\nin two lines"):
+        (svg,), _ = inline_svg.to_inline_svgs(toy_figure(tip=tip))
+        root = ElementTree.fromstring(svg)
+        titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+        assert titles == [tip]
