@@ -39,13 +39,16 @@ def test_order_of_a_run_without_a_trunk_and_of_unknown_times():
 def test_prediction_after_the_start_of_the_trunk_is_a_contradiction(tmp_path):
     folder = tmp_path / "ladder"
     shutil.copytree("notebooks/data/ability_ladder", folder)
+    prediction = json_files.read_record(folder / "prediction.json")
+    target = folder / prediction["target"].rpartition("/")[2]
+    trunk = json_files.read_record(target / "config.json")["start"]["run"].rpartition("/")[2]
 
     def linked(status: str) -> list[str]:
         links = prediction_audit.audit_prediction(folder, should_refit=False)
         return [link.text for link in links if link.status == status and "shares" in link.text]
 
-    assert "1M-trunk" in linked(prediction_chain.VERIFIED)[0]
-    file = folder / "1M-trunk" / "facts.json"
+    assert trunk in linked(prediction_chain.VERIFIED)[0]
+    file = folder / trunk / "facts.json"
     facts = json_files.read_record(file)
     json_files.write_record(file, facts | {"started": "2026-11-29T15:00:00+00:00"})
-    assert "1M-trunk" in linked(prediction_chain.CONTRADICTION)[0]
+    assert trunk in linked(prediction_chain.CONTRADICTION)[0]
