@@ -10,6 +10,7 @@ from fixtures import made_up_sweep
 
 from lm.laws import backtesting
 from lm.reports import device_cost, report, summary
+from lm.reports.audit import prediction_chain
 from lm.reports.plots import style
 from lm.reports.sections import (
     certainty_section,
@@ -70,14 +71,25 @@ def test_setup_has_three_lines_of_models_text_and_recipe(toy):
         assert phrase in text
 
 
+def test_origin_belongs_to_the_full_name_of_a_source(toy):
+    """A file of a user may have the short name of a built-in source."""
+    sources = {"jsonl:data/code": 0.5, "text:/x/docs": 0.2, "text:/y/tasks": 0.2, "tasks:copy": 0.1}
+    text = setup_section.describe_text([toy.rows[0] | {"data.sources": sources}])
+    assert text.count("(generated)") == 1 and "Python" not in text
+    text = setup_section.describe_text([toy.rows[0] | {"data.sources": {"code": 1.0}}])
+    assert "code (source code of Python's standard library)" in text
+
+
 def test_certainty_states_intervals_and_backtest(toy):
     text = " ".join(certainty_section.describe_certainty(toy))
     interval = r"predicts a loss of \d\.\d+ \[\d\.\d+, \d\.\d+\] \(± \d+\.\d%\)"
     assert re.search(rf"10 times the parameters of the largest fitted run\), it {interval}", text)
-    assert re.search(r"predicted 1 larger run, with an error of \d\.\d% and inside", text)
+    error = r"\d\.\d% of the measured loss"
+    assert re.search(rf"predicted 1 larger run, with an error of {error} and inside", text)
     sweep = summary.load_summary("notebooks/data/real_ladder")
     text = " ".join(certainty_section.describe_certainty(sweep))
-    assert "made 10 predictions of larger runs, with a mean error of 2.4%" in text
+    mean, worst = (f"{error:.1%}" for error in (sweep.fit.score.mean, sweep.fit.score.worst))
+    assert f"mean error of {mean} and a largest error of {worst} of the measured loss" in text
     assert "8 of 10 results were inside the 95% interval" in text
     assert "Doubling N removes 1" in law_section.describe_law(toy.fit)
 
@@ -99,7 +111,8 @@ def test_trust_follows_from_the_predicted_run(toy):
 def test_undetermined_limit_is_an_upper_bound():
     law_fit = summary.load_summary("notebooks/data/ability_ladder").fit
     text = law_section.describe_law(law_fit)
-    assert text.endswith("These runs do not determine E: it is at most 2.81 (95% interval).")
+    bound = f"{law_fit.intervals['E'][1]:.3g}"
+    assert text.endswith(f"These runs do not determine E: it is at most {bound} (95% interval).")
 
 
 def test_each_law_has_its_own_limit():
@@ -219,6 +232,42 @@ def test_cost_compares_actual_and_planned_time(toy):
     assert any(line.startswith("Spent: ") and "FLOPs" in line for line in lines)
     assert any("6 runs took 1.25 times the planned training time" in line for line in lines)
     assert any(line.startswith("price: ") for line in lines)
+
+
+def test_elapsed_time_is_the_union_of_the_runs():
+    """Two sessions of one and two hours, with parallel runs, and a clock that was set back."""
+    times = (("10:00", "11:00"), ("10:30", "10:40"), ("20:00", "22:00"), ("23:00", "22:30"))
+    day = "2026-01-01T"
+    rows = [{"started": f"{day}{a}:00+00:00", "ended": f"{day}{b}:00+00:00"} for a, b in times]
+    assert cost_section.elapsed_seconds(rows) == 3 * 3600
+    assert cost_section.elapsed_seconds([*rows, {"started": rows[0]["started"]}]) == 0.0
+    assert cost_section.elapsed_seconds([]) == 0.0
+
+
+def test_ratio_by_devices_is_empty_without_planned_times(toy):
+    rows = [row | {"devices": 1 + i % 2} for i, row in enumerate(toy.rows)]
+    assert cost_section._ratios_by_devices(dataclasses.replace(toy, rows=rows)).count("times") == 2
+    without_plan = dataclasses.replace(toy, rows=rows, plan=[])
+    assert cost_section._ratios_by_devices(without_plan) == ""
+
+
+def test_overview_ignores_losses_that_are_not_finite(toy):
+    y, names = toy.prediction["y"], toy.prediction["runs"]
+    for value in (math.nan, None):
+        rows = [row | {y: value} if row["name"] in names else row for row in toy.rows]
+        sweep = dataclasses.replace(toy, rows=rows)
+        sweep.finished = rows  # may also contain rows without the predicted column
+        sentence = report._describe_test(sweep)
+        assert "nan" not in sentence and "largest fitted run" not in sentence
+
+
+def test_archive_explains_only_unverifiable_links(toy):
+    sweep = dataclasses.replace(toy, facts=toy.facts | {"archived": True})
+    reason = "an archive rounds and shortens records"
+    sweep.audit_links = [prediction_chain.Link(prediction_chain.VERIFIED, "")]
+    assert reason not in report._describe_test(sweep)
+    sweep.audit_links = [prediction_chain.Link(prediction_chain.UNVERIFIABLE, "")]
+    assert reason in report._describe_test(sweep)
 
 
 def test_tasks_with_and_without_trend_are_named(toy):
