@@ -40,5 +40,5 @@ def count_digits(
 def format_percentages(measured: float, lo: float, hi: float) -> list[str]:
     """Return shares as percentages with equal decimals: one, or more if the verdict needs them."""
     values = [100 * value for value in (measured, lo, hi)]
-    digits = count_digits(*values, 1, round)
+    digits = count_digits(*values, digits=1, round_value=round)
     return [f"{value:.{digits}f}" for value in values]
