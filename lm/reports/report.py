@@ -85,7 +85,10 @@ def overview_lines(sweep: summary.SweepSummary) -> list[str]:
     lines = [_describe_test(sweep), _describe_next(sweep), _describe_tasks(sweep)]
     if sweep.rows:
         seconds = cost_section.elapsed_seconds(sweep.rows)
-        elapsed = f"Elapsed time: {summary.format_duration(seconds)}. " if seconds else ""
+        elapsed = ""
+        if seconds:
+            duration = summary.format_duration(seconds)
+            elapsed = f"Elapsed time while a run was training: {duration}. "
         hardware = setup_section.describe_hardware(sweep.rows)
         repetition = reproduction_section.describe_repetition(sweep)
         lines.append(f"{elapsed}{hardware} {repetition}")
@@ -97,11 +100,17 @@ def _describe_test(sweep: summary.SweepSummary) -> str:
     prediction, measured = sweep.prediction, sweep.measured
     if not prediction:
         return ""
+    statuses = {link.status for link in sweep.audit_links}
     is_archive = bool(sweep.facts.get(prediction_chain.ARCHIVED))
-    reason = " (an archive rounds and shortens records)" if is_archive else ""
+    has_reason = is_archive and prediction_chain.UNVERIFIABLE in statuses
+    reason = " (an archive rounds and shortens records)" if has_reason else ""
     sentences = [f"Audit links: {prediction_section.count_links(sweep)}{reason}."]
     y = prediction["y"]
-    fitted = [row for row in sweep.finished if row["name"] in prediction["runs"] and y in row]
+    fitted = [
+        row
+        for row in sweep.finished
+        if row["name"] in prediction["runs"] and records.is_finite(row.get(y))
+    ]
     if measured is not None and fitted:
         largest = fitted[-1]
         deviation = summary.relative_error(measured, largest[y])
@@ -113,7 +122,7 @@ def _describe_test(sweep: summary.SweepSummary) -> str:
     joint = prediction_section.joint_prediction(sweep)
     if measured is not None and joint:
         text = summary.relative_error(measured, joint["value"])
-        sentences.append(f"It is {text} the prediction of the law of size and tokens.")
+        sentences.append(f"The result is {text} the prediction of the law of size and tokens.")
     if sweep.fit and not law_section.is_limit_determined(sweep.fit):
         sentences.append("These runs do not determine the limit E of the law.")
     return " ".join(sentences)

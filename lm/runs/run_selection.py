@@ -1,4 +1,4 @@
-"""Selection of rows for figures, tables and laws: finished runs, trunk runs, token budgets.
+"""Selection of rows for figures, tables and laws: finished, trunk and related runs, token budgets.
 
     rows = run_selection.largest_token_budget(records.load_runs("runs/real_ladder")).rows
 
@@ -42,6 +42,22 @@ def without_trunks(runs: Iterable[dict]) -> list[dict]:
     runs = list(runs)
     trunks = {row.get("start.run") for row in runs if row.get("start.restore") == "full_state"}
     return [row for row in runs if row["name"] not in trunks]
+
+
+def related_names(target: str, parents: Mapping[str, str]) -> set[str]:
+    """Return the names of a run, its ancestors, and all their descendants.
+
+    These runs share training: a cooldown branch with its trunk run, and with the other branches of
+    that run. parents: {name of a run: name of the run that it starts from, or ""}. The result
+    contains ancestors that are no keys of `parents`.
+    """
+    related, name = set(), target
+    while name and name not in related:
+        related.add(name)
+        name = parents.get(name, "")
+    while children := {name for name in parents if parents[name] in related} - related:
+        related |= children
+    return related
 
 
 def largest_run(runs: Iterable[dict]) -> dict:

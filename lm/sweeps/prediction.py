@@ -19,7 +19,7 @@ from pathlib import Path
 from lm.config import model_sizes, schema
 from lm.laws import comparability
 from lm.reports.audit import target_prediction
-from lm.runs import filesystem, json_files, lock, records
+from lm.runs import filesystem, json_files, lock, records, run_selection
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 N_PARAMETERS = 3  # E, A and alpha of the law of size
@@ -36,19 +36,18 @@ def related_runs(runs: list[schema.Run]) -> set[str]:
 
     The law must not use these runs, because a cooldown branch shares most of its training with its
     trunk run. It shares as much with the other branches of that run. The set is empty if no run is
-    predicted.
+    predicted. A trunk run may belong to another sweep. Another start, such as the pre-trained
+    weights of all runs, is no training that they share.
     """
-    by_name = {run.name: run for run in runs}
-    ancestors = [run for run in runs if run.is_prediction_target]
-    while ancestors:
-        parent = by_name.get(ancestors[-1].start.run)
-        if parent is None or parent in ancestors:
-            break
-        ancestors.append(parent)
-    related = {run.name for run in ancestors}
-    while children := {run.name for run in runs if run.start.run in related} - related:
-        related |= children
-    return related
+    names = {run.name for run in runs}
+    parents = {
+        run.name: run.start.run
+        if run.start.restore == "full_state" or run.start.run in names
+        else ""
+        for run in runs
+    }
+    targets = [run.name for run in runs if run.is_prediction_target]
+    return run_selection.related_names(targets[0], parents) if targets else set()
 
 
 def check_prediction(runs: list[schema.Run]) -> str:

@@ -36,3 +36,12 @@ def test_other_runs_are_named_with_their_status():
     )
     assert run_selection.describe_others(others[:1]).startswith("1 run here is not part")
     assert run_selection.describe_others([]) == ""
+
+
+def test_runs_that_share_training_are_related():
+    """The trunk run belongs to them, with all its branches, even if its records are missing."""
+    parents = {"branch": "trunk", "sibling": "trunk", "tuned": "sibling", "other": "", "x": "base"}
+    related = {"trunk", "branch", "sibling", "tuned"}
+    assert run_selection.related_names("branch", parents) == related
+    assert run_selection.related_names("branch", parents | {"trunk": ""}) == related
+    assert run_selection.related_names("a", {"a": "b", "b": "a", "c": ""}) == {"a", "b"}

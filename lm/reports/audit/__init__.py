@@ -4,7 +4,7 @@ target_prediction.py  predict the target run from the rows of the others, with a
 ability_prediction.py predict the scores of its tasks, and the tasks above their baseline
 ability_backtest.py   predict the largest fitted sizes from smaller ones, and compare
 prediction_results.py every predicted number beside the measured one
-prediction_times.py   was the prediction stored before the training of its target started?
+prediction_times.py   order of the prediction and of the training of its target
 verdict_rounding.py   round results and intervals without changing the verdict
 prediction_chain.py   the files that an audit compares, and the result of a comparison
 prediction_audit.py   verify the chain from the fitted runs to the result of the target run

@@ -38,7 +38,6 @@ from lm.runs import records
 from lm.runs.integrity import prediction_log, record_checksums, sweep_files
 
 INPUT_TOLERANCE = 2e-6  # relative, of the values of an archived run, which have seven digits
-CLOCK_SECONDS = 5.0  # difference between the clocks of two machines
 
 
 def audit_prediction(
@@ -305,7 +304,9 @@ def _is_before(row: Mapping, prediction: Mapping) -> bool:
         prediction_times.parse_seconds(row.get("ended")),
         prediction_times.parse_seconds(prediction.get("written")),
     )
-    return ended is not None and written is not None and ended + CLOCK_SECONDS < written
+    if ended is None or written is None:
+        return False
+    return not prediction_times.is_in_order(written, ended)
 
 
 def _verify_order(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Link]:
@@ -329,7 +330,7 @@ def _verify_order(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Li
     if known_times:
         last, name = max(known_times)
         yield prediction_chain.compare(
-            last <= written + CLOCK_SECONDS,
+            prediction_times.is_in_order(last, written),
             f"prediction.json was written at {chain.prediction['written']}, after its inputs",
             f"{name} ended later",
         )
@@ -337,7 +338,7 @@ def _verify_order(chain: prediction_chain.Chain) -> Iterator[prediction_chain.Li
     started = prediction_times.parse_seconds(row.get("started"))
     if started is not None:
         yield prediction_chain.compare(
-            written <= started + CLOCK_SECONDS,
+            prediction_times.is_in_order(written, started),
             f"{chain.target} started at {row['started']}, after the prediction",
             f"prediction.json was written later, at {chain.prediction['written']}",
         )
@@ -355,20 +356,21 @@ def _verify_first_start(
 
     They are its trunk run and the other branches of that run. written: seconds since 1970.
     """
-    started = [
-        (time, str(row["name"]), row["started"])
-        for row in prediction_times.related_rows(chain.target, list(chain.rows.values()))
-        if row["name"] != chain.target
-        and (time := prediction_times.parse_seconds(row.get("started"))) is not None
-    ]
-    if started:
-        first, name, text = min(started)
+    starts = prediction_times.related_starts(chain.target, list(chain.rows.values()))
+    shares = f"which shares training with {chain.target}"
+    known = [(time, row) for time, row in starts.known if row["name"] != chain.target]
+    if known:
+        first, row = known[0]
         yield prediction_chain.compare(
-            written <= first + CLOCK_SECONDS,
-            f"{name}, which shares training with {chain.target}, started at {text}, after the"
-            " prediction",
+            prediction_times.is_in_order(written, first),
+            f"{row['name']}, {shares}, started at {row['started']}, after the prediction",
             f"prediction.json was written later, at {chain.prediction['written']}",
         )
+    for name in starts.unknown:
+        if name != chain.target:
+            yield prediction_chain.Link(
+                prediction_chain.UNVERIFIABLE, f"{name}, {shares}, has no time of its start"
+            )
 
 
 def _verify_records(

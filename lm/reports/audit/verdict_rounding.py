@@ -6,7 +6,6 @@
 A result of 100% outside an interval up to 99.97% would be printed as 100.0% outside 6.0% to 100.0%.
 """
 
-import math
 from collections.abc import Callable
 
 MAX_EXTRA_DIGITS = 5
@@ -39,9 +38,7 @@ def count_digits(
 
 
 def format_percentages(measured: float, lo: float, hi: float) -> list[str]:
-    """Return shares as percentages with one decimal, or more where the verdict needs them."""
+    """Return shares as percentages with equal decimals: one, or more if the verdict needs them."""
     values = [100 * value for value in (measured, lo, hi)]
-    digits_low = count_digits(values[0], values[1], math.inf, 1, round)
-    digits_high = count_digits(values[0], -math.inf, values[2], 1, round)
-    digits = (max(digits_low, digits_high), digits_low, digits_high)
-    return [f"{value:.{n}f}" for value, n in zip(values, digits, strict=True)]
+    digits = count_digits(*values, digits=1, round_value=round)
+    return [f"{value:.{digits}f}" for value in values]

@@ -8,6 +8,7 @@ The files, in reading order:
 
     style.py              theme, axes, number formats, saving
     geometry/             free positions of labels, ticks of small panels, inline SVG
+    markers/              error bars of many points, drawn together
     elements.py           markers, curves, intervals, labels
     scaling.py            loss against parameters, compute and sources; conventions of all figures
     loss_surface.py       loss against tokens, L(N, D) contours, isoFLOP

@@ -82,13 +82,15 @@ def describe_trust(sweep: summary.SweepSummary) -> str:
         )
     distances = [p["distance"] for p in score.predictions if math.isfinite(p["distance"])]
     reach = f"up to {max(distances):.2g} times the fitted size" if distances else "in the back-test"
-    worst = max(_backtest_errors(law_fit))
     if math.isfinite(score.coverage) and score.coverage < MIN_COVERAGE:
         return (
             f"Do not trust its intervals: {_count_inside(law_fit)} in the back-test. Its errors"
-            f" were at most {worst:.1%} {reach}."
+            f" were at most {score.worst:.1%} of the measured loss {reach}."
         )
-    return f"Tested {reach}, with errors of at most {worst:.1%}. Larger models are untested."
+    return (
+        f"Tested {reach}, with errors of at most {score.worst:.1%} of the measured loss. Larger"
+        " models are untested."
+    )
 
 
 def _describe_backtest(law_fit: fit.Fit) -> list[str]:
@@ -98,23 +100,19 @@ def _describe_backtest(law_fit: fit.Fit) -> list[str]:
         return []
     if not score.predictions:
         return [f"Back-test: {score.reason}."]
-    inside, errors = _count_inside(law_fit), _backtest_errors(law_fit)
+    inside = _count_inside(law_fit)
     if len(score.predictions) == 1:
         verdict = f" and {'inside' if score.coverage else 'outside'} the 95% interval"
         return [
             "Back-test: the law of the smaller runs alone predicted 1 larger run, with an error of"
-            f" {errors[0]:.1%}{verdict if inside else ''}. One result is weak evidence."
+            f" {score.mean:.1%} of the measured loss{verdict if inside else ''}. One result is weak"
+            " evidence."
         ]
     return [
         f"Back-test: laws of the smaller runs alone made {len(score.predictions)} predictions of"
-        f" larger runs, with a mean error of {sum(errors) / len(errors):.1%} and a largest error of"
-        f" {max(errors):.1%}{f'; {inside}' if inside else ''}."
+        f" larger runs, with a mean error of {score.mean:.1%} and a largest error of"
+        f" {score.worst:.1%} of the measured loss{f'; {inside}' if inside else ''}."
     ]
-
-
-def _backtest_errors(law_fit: fit.Fit) -> list[float]:
-    """Return |measured - predicted| / predicted of each result of the back-test."""
-    return [abs(p["measured"] / p["value"] - 1) for p in law_fit.score.predictions]
 
 
 def _count_inside(law_fit: fit.Fit) -> str:

@@ -1,6 +1,7 @@
 """Section of the report about time and cost: totals against the plan, and every run."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,10 @@ def describe_cost(sweep: summary.SweepSummary, rates: device_cost.DeviceRates) -
     )
     hours = sum(map(device_cost.used_device_hours, sweep.rows))
     elapsed = elapsed_seconds(sweep.rows)
-    between = f" Elapsed: {summary.format_duration(elapsed)}." if elapsed else ""
+    between = ""
+    if elapsed:
+        duration = summary.format_duration(elapsed)
+        between = f" Elapsed time while a run was training: {duration}."
     lines = [
         f"Spent: {style.power_of_ten(flops)} training FLOPs on {style.format_si(tokens)} tokens,"
         f" {summary.format_duration(seconds)} of training (the sum over the runs, not elapsed"
@@ -66,15 +70,22 @@ def describe_cost(sweep: summary.SweepSummary, rates: device_cost.DeviceRates) -
 
 
 def elapsed_seconds(rows: Sequence[Mapping]) -> float:
-    """Return the time from the first start to the last end, 0.0 if a time is unknown."""
-    times = [
-        [prediction_times.parse_seconds(row.get(column)) for row in rows]
-        for column in ("started", "ended")
-    ]
-    if not rows or None in times[0] or None in times[1]:
-        return 0.0
-    starts, ends = ([time for time in column if time is not None] for column in times)
-    return max(ends) - min(starts)
+    """Return the time during which at least one run was training, 0.0 if a time is unknown.
+
+    It is the length of the union of the intervals from the start to the end of each run. Time
+    between two sessions of a sweep is not counted, and time of parallel runs is counted once.
+    """
+    intervals = []
+    for row in rows:
+        started, ended = (prediction_times.parse_seconds(row.get(k)) for k in ("started", "ended"))
+        if started is None or ended is None:
+            return 0.0
+        intervals.append((started, ended))
+    total, last = 0.0, -math.inf
+    for started, ended in sorted(intervals):
+        total += max(0.0, ended - max(started, last))
+        last = max(last, ended)
+    return total
 
 
 def _ratios_by_devices(sweep: summary.SweepSummary) -> str:
@@ -90,7 +101,7 @@ def _ratios_by_devices(sweep: summary.SweepSummary) -> str:
         if ratio:
             runs = elements.count_label(range(n_runs))
             texts.append(f"{runs} on {number} device{'s' if number > 1 else ''} {ratio:.2f} times")
-    return f": {', '.join(texts)}"
+    return f": {', '.join(texts)}" if texts else ""
 
 
 def time_ratio(sweep: summary.SweepSummary) -> tuple[float, int]:

@@ -17,7 +17,7 @@ NOTE = (
     " select the model of the learning curve. The simple forecast is a power law of the summed"
     " learning rate minus the gain of a lower rate. The models multi_power and annealing add a"
     " memory of earlier rates to it, and in collapse all runs share one normalized curve. Losses"
-    " are in nats per token, intervals are 95%, and an error is (result - forecast) / forecast."
+    " are in nats per token, intervals are 95%, and an error is (forecast - result) / result."
 )
 
 
@@ -34,7 +34,7 @@ def loss_forecasts(sweep: summary.SweepSummary) -> Markup:
     names = {row["name"]: elements.short_run_name(row) for row in finished}
     lines = [_finished_line(forecast, names[forecast.name]) for forecast in forecasts]
     errors = np.array([[f.value, f.baseline] for f in forecasts])
-    errors = np.abs(np.array([[f.measured] for f in forecasts]) / errors - 1).mean(0)
+    errors = np.abs(errors / np.array([[f.measured] for f in forecasts]) - 1).mean(0)
     verdict = "smaller" if errors[0] < errors[1] else "not smaller"
     n_inside = sum(f.lo <= f.measured <= f.hi for f in forecasts)
     result = (
@@ -73,7 +73,7 @@ def _finished_line(forecast: sweep_forecasts.FinishedForecast, name: str) -> dic
         "forecast": forecast.value,
         "95% interval": f"{forecast.lo:.4f} to {forecast.hi:.4f}",
         "result": forecast.measured,
-        "error": forecast.measured / forecast.value - 1,
+        "error": forecast.value / forecast.measured - 1,
         "model": SIMPLE if forecast.model == "baseline" else forecast.model,
         SIMPLE: forecast.baseline,
     }

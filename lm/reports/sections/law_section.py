@@ -107,8 +107,9 @@ def describe_fit(law_fit: fit.Fit) -> list[str]:
 
 def _fixed_tokens(law_fit: fit.Fit) -> str:
     """Return the number of tokens that all runs of a law of size share, as text, "" otherwise."""
-    tokens = [row.get(records.TOKENS) for row in law_fit.data.rows]
-    if "D" in law_fit.inputs or "C" in law_fit.inputs or not all(map(records.is_finite, tokens)):
+    rows = law_fit.data.rows
+    tokens = [row[records.TOKENS] for row in rows if records.is_finite(row.get(records.TOKENS))]
+    if "D" in law_fit.inputs or "C" in law_fit.inputs or len(tokens) < len(rows):
         return ""
     budgets = {style.format_si(value) for value in tokens}
     return f" at {budgets.pop()} tokens" if len(budgets) == 1 else ""

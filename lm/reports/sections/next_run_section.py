@@ -111,10 +111,11 @@ def next_runs(sweep: summary.SweepSummary) -> Markup:
     formats: dict[str, Any] = dict.fromkeys(("budget, FLOPs", "FLOPs"), style.power_of_ten)
     formats |= dict.fromkeys(TITLES.values(), style.format_si)
     first = plan.advice.runs[0]
+    nearest = _describe_nearest(sweep, plan.law_fit.data.rows, first)
     benefit = (
         f"{_describe_refit(sweep, plan.law_fit)}Add a run{_describe_inputs(first)}."
-        f"{_describe_nearest(sweep, first)} It costs no more than the most expensive run of the"
-        f" law. If the form of the law is right, the standard deviation of the prediction at"
+        f"{nearest} It costs no more than the most expensive run of the law. If the"
+        f" form of the law is right, the standard deviation of the prediction at"
         f" {plan.describe_target()} falls from {plan.advice.before:.3g} to"
         f" {plan.advice.after:.3g} nats."
     )
@@ -148,12 +149,17 @@ def _describe_refit(sweep: summary.SweepSummary, law_fit: fit.Fit) -> str:
     return f"First fit the law again with {name}: it is finished and costs nothing. "
 
 
-def _describe_nearest(sweep: summary.SweepSummary, run: Mapping) -> str:
-    """Return the finished run of nearly the same size and tokens as a proposed run, "" if none."""
+def _describe_nearest(sweep: summary.SweepSummary, rows: Sequence[Mapping], run: Mapping) -> str:
+    """Return the fitted run of nearly the same inputs as a proposed run, "" if there is none.
+
+    rows: runs of the law. Trunk runs are not considered. The tokens of a proposal by a law of size
+    are unknown, so only its size is compared.
+    """
     columns = {"N": records.N_PARAMS, "D": records.TOKENS}
     wanted = {column: run[letter] for letter, column in columns.items() if letter in run}
-    rows = [row for row in sweep.finished if wanted and _has_numbers(row, list(wanted))]
-    if not rows:
+    names = {row["name"] for row in sweep.without_trunks}
+    rows = [row for row in rows if row["name"] in names and _has_numbers(row, list(wanted))]
+    if not rows or not wanted:
         return ""
 
     def distance(row: Mapping) -> float:
@@ -163,8 +169,8 @@ def _describe_nearest(sweep: summary.SweepSummary, run: Mapping) -> str:
     nearest = min(rows, key=distance)
     if distance(nearest) > np.log(NEARLY_EQUAL):
         return ""
-    name = elements.short_run_name(nearest)
-    return f" The nearest finished run is {name}, so the new run is nearly a second seed of it."
+    inputs = "size and tokens" if len(wanted) > 1 else "size"
+    return f" It has nearly the same {inputs} as {elements.short_run_name(nearest)}."
 
 
 class SizeAdvice(NamedTuple):
@@ -222,16 +228,23 @@ def advise_size(sweep: summary.SweepSummary) -> SizeAdvice:
 def describe_ratio(ratio: float, rows: Sequence[Mapping]) -> str:
     """Return tokens per parameter beside the published rule, with a caution if they differ much.
 
-    rows: finished runs. A ratio outside the range of theirs is part of the caution.
+    rows: finished runs except trunk runs. Their range is named if the ratio is outside.
     """
-    text = f"this is {ratio:.2g} tokens per parameter; the published rule is {TOKENS_PER_PARAMETER}"
+    text = f"this is {_format_ratio(ratio)} tokens per parameter;"
+    text += f" the published rule is {TOKENS_PER_PARAMETER}"
     if max(ratio / TOKENS_PER_PARAMETER, TOKENS_PER_PARAMETER / ratio) < FAR_FROM_RULE:
         return f"{text.capitalize()}."
     ratios = [row[records.TOKENS] / row[records.N_PARAMS] for row in rows]
     untested = ""
     if ratios and not min(ratios) <= ratio <= max(ratios):
-        untested = f", and the finished runs have {min(ratios):.2g} to {max(ratios):.3g}"
+        bounds = dict.fromkeys(map(_format_ratio, (min(ratios), max(ratios))))
+        untested = f", and the finished runs have {' to '.join(bounds)}"
     return f"Caution: {text} (Hoffmann et al. 2022){untested}."
+
+
+def _format_ratio(ratio: float) -> str:
+    """Format tokens per parameter: 0.63, 5.5, 24, 1,250."""
+    return f"{ratio:,.0f}" if ratio >= 9.95 else f"{ratio:.2g}"
 
 
 def _isoflop_size(
@@ -330,15 +343,17 @@ def _size_without_division(sweep: summary.SweepSummary, prefix: str, budget: flo
             f" {style.format_si(tokens)} tokens, the same {same} as the largest run;"
             f" the law predicts a loss of {prediction}."
         )
-        ratio = describe_ratio(tokens / size, law_fit.data.rows)
+        names = {row["name"] for row in sweep.without_trunks}
+        rows = [row for row in law_fit.data.rows if row["name"] in names]
+        ratio = describe_ratio(tokens / size, rows)
         return SizeAdvice(prefix, text, f"{ratio} {unknown}")
     comparison = ""
     if ruled_size < largest[records.N_PARAMS]:
         largest_ratio = largest[records.TOKENS] / largest[records.N_PARAMS]
         comparison = (
             f"This model is smaller than {elements.short_run_name(largest)}, the largest run,"
-            f" which was trained on only {largest_ratio:.2g} tokens per parameter: the additional"
-            " compute pays for text. "
+            f" which was trained on only {_format_ratio(largest_ratio)} tokens per parameter: the"
+            " additional compute pays for text. "
         )
     return SizeAdvice(
         prefix,
@@ -350,7 +365,7 @@ def _size_without_division(sweep: summary.SweepSummary, prefix: str, budget: flo
         f" predicts no loss for this run. The alternative is to train on {style.format_si(tokens)}"
         f" tokens again: the same FLOPs then train about {style.format_si(size)} parameters, with a"
         f" predicted loss of {prediction}. It is not recommended, because"
-        f" {tokens / size:.2g} tokens per parameter are far from the published rule.",
+        f" {_format_ratio(tokens / size)} tokens per parameter are far from the published rule.",
     )
 
 

@@ -41,7 +41,7 @@ def training_commands(sweep: summary.SweepSummary, report: str) -> Markup:
 
 
 def describe_repetition(sweep: summary.SweepSummary) -> str:
-    """Return a sentence: what does a reader need, besides the commit, to repeat the sweep?"""
+    """Return a sentence about the files that a repetition needs besides the commit."""
     if not sweep.facts.get("command"):
         return "Not repeatable by a command: the records name no sweep file."
     needed = requirements(sweep)

@@ -15,7 +15,6 @@ MAX_SOURCES = 8  # sources that the line of the text names
 ORIGINS = {
     "code": "source code of Python's standard library",
     "docs": "docstrings of Python and of its packages",
-    "tasks": "generated",
 }
 
 
@@ -75,14 +74,23 @@ def describe_text(rows: Sequence[dict]) -> str:
     if ratios:
         text += f" ({_range(ratios, '{:.3g}'.format)} per parameter)"
     sources = sorted({source for row in rows for source in row.get("data.sources") or ()})
-    names = list(short_names.shorten_sources(sources).values())
+    names = short_names.shorten_sources(sources)
     more = f" and {len(names) - MAX_SOURCES} more" if len(names) > MAX_SOURCES else ""
     if names:
-        shown = [f"{name} ({ORIGINS[name]})" if name in ORIGINS else name for name in names]
+        shown = [f"{name}{_describe_origin(source)}" for source, name in names.items()]
         text += f" from {', '.join(shown[:MAX_SOURCES])}{more}"
     if tokenizer := _join(rows, "data.tokenizer"):
         text += f"; tokenizer {tokenizer}"
     return f"{text}{_describe_passes(rows)}."
+
+
+def _describe_origin(source: str) -> str:
+    """Return the origin of a source in parentheses, "" for a source of the user.
+
+    source: full name, because a file may have the short name of a built-in source: text:my/docs.
+    """
+    origin = "generated" if source.startswith("tasks:") else ORIGINS.get(source, "")
+    return f" ({origin})" if origin else ""
 
 
 def _describe_passes(rows: Sequence[dict]) -> str:

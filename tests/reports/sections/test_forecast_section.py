@@ -1,7 +1,10 @@
 """Section of the report about forecasts of final losses."""
 
+import math
+
 from fixtures import made_up_sweep
 
+from lm.laws.learning_curves import sweep_forecasts
 from lm.reports import summary
 from lm.reports.sections import forecast_section
 
@@ -13,6 +16,9 @@ def test_section_compares_forecasts_with_results(tmp_path):
     assert "of 5 results are inside their interval" in text
     assert text.count("<tr>") == 2 + 1 + 5
     assert "than that of the simple forecast" in text and "baseline" not in text
+    forecast = sweep_forecasts.FinishedForecast("s/a", "collapse", 4.4, 4, 5, 4.0, 4.0)
+    line = forecast_section._finished_line(forecast, "a")  # relative to the result, as in lm.laws
+    assert math.isclose(line["error"], 0.1) and "(forecast - result) / result" in text
 
 
 def test_forecasts_of_many_runs_use_a_part_of_all_sizes(tmp_path, monkeypatch):

@@ -82,6 +82,22 @@ def test_ratio_far_from_the_published_rule_has_a_caution():
         "Caution: this is 0.8 tokens per parameter; the published rule is 20 (Hoffmann et al."
         " 2022), and the finished runs have 5 to 80."
     )
+    text = next_run_section.describe_ratio(1250, rows[:1])
+    assert "this is 1,250 tokens" in text and text.endswith("the finished runs have 5.")
+    assert "this is 100 tokens" in next_run_section.describe_ratio(100, rows)
+
+
+def test_nearest_run_is_a_fitted_run_of_the_same_size(tmp_path):
+    """A law of size ignores tokens, so another budget of this size is not the nearest run."""
+    sweep = summary.load_summary("notebooks/data/ability_ladder")
+    rows = sweep.fit.data.rows
+    text = next_run_section._describe_nearest(sweep, rows, {"N": 1.02e6})
+    assert text == " It has nearly the same size as 1M-10M."
+    text = next_run_section._describe_nearest(sweep, sweep.finished, {"N": 1.02e6, "D": 2.5e6})
+    assert text == " It has nearly the same size and tokens as 1M-2.5M."
+    trunk = [row for row in sweep.rows if row["name"].endswith("1M-trunk")]
+    assert trunk and next_run_section._describe_nearest(sweep, trunk, {"N": 1.02e6}) == ""
+    assert next_run_section._describe_nearest(sweep, rows, {"N": 3e6}) == ""
 
 
 def test_advice_names_finished_runs_that_cost_nothing():
