@@ -122,11 +122,11 @@ def test_related_runs_wait_and_are_not_fitted(branched):
 
 def test_runs_from_weights_of_another_sweep_are_not_related(sweep):
     for run in sweep:
-        run.start.run, run.start.restore = "base/1M", "weights"
+        run.start = schema.Start(run="base/1M")
         run.is_prediction_target = run is sweep[-1]
     assert prediction.related_runs(sweep) == {sweep[-1].name}
     for run in sweep[-2:]:  # branches of a trunk run of another sweep
-        run.start.restore = "full_state"
+        run.start = schema.Start(run="base/1M", restore="full_state")
     assert prediction.related_runs(sweep) == {"base/1M", *(run.name for run in sweep[-2:])}
 
 
