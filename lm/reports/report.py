@@ -116,8 +116,7 @@ def _describe_test(sweep: summary.SweepSummary) -> str:
         deviation = summary.relative_error(measured, largest[y])
         name = elements.short_run_name(largest)
         sentences.append(
-            f"This is one test. For comparison: the result is {deviation} the loss of {name}, the"
-            " largest fitted run."
+            f"For comparison: the result is {deviation} the loss of {name}, the largest fitted run."
         )
     joint = prediction_section.joint_prediction(sweep)
     if measured is not None and joint:

@@ -57,9 +57,8 @@ EXPLANATIONS = {
         "A task is learned where its points leave the dotted line of the best baseline.",
     ),
     "tasks_flat": (
-        "The accuracy of the tasks that do not change with size.",
-        "Their points scatter around the same value at all sizes, so this sweep cannot predict"
-        " them.",
+        "The accuracy of the scores without a significant slope over size.",
+        "Some differ strongly from size to size, but neither rise nor fall with it.",
     ),
     "margins": (
         "The solid line is accuracy above the baseline, the dashed line the confidence in the"

@@ -66,7 +66,7 @@ def describe_trust(sweep: summary.SweepSummary) -> str:
             )
         if lo <= measured <= hi:
             return (
-                f"Tested once, up to {style.format_si(size)} {INPUT_NAMES[law_fit.inputs[0]]}: the"
+                f"Tested up to {style.format_si(size)} {INPUT_NAMES[law_fit.inputs[0]]}: the"
                 f" result of {name}, at {scale}, is {deviation} the prediction and inside its"
                 " interval. Larger models are untested."
             )

@@ -216,7 +216,7 @@ def advise_size(sweep: summary.SweepSummary) -> SizeAdvice:
         low, high = map(style.format_si, best.n_interval)
         text = f"train {style.format_si(best.n)} parameters without embeddings (95% interval {low}"
         text += f" to {high}) on {style.format_si(best.d)} tokens."
-        caution = describe_ratio(best.d / best.n, rows)
+        caution = describe_ratio(best.d / best.n, rows) + _describe_form(law_fit)
         if name != "isoFLOP" and (size := _isoflop_size(sweep, budget, costs)):
             caution += (
                 f" The isoFLOP law divides the same budget at {style.format_si(size)} parameters."
@@ -261,18 +261,23 @@ def _isoflop_size(
 
 
 def _describe_division(name: str, law_fit: fit.Fit, best: compute_optimal.Allocation) -> str:
-    """Return the loss of a divided budget, its interval, and a caution if the form is rejected."""
+    """Return the loss of a divided budget, its interval."""
     loss = f"The {name} law gives this division and no loss."
     if np.isfinite(best.loss):
         estimate = law_fit.predict(best.n, best.d)
         text = style.format_prediction(best.loss, estimate.lo, estimate.hi)
         loss = f"The law of {name} gives this division and predicts a loss of {text}."
-    if any(form_tests.MISFIT in warning for warning in law_fit.warnings):
-        loss += (
-            " Caution: tests of its residuals reject the form of this law, so the size and the"
-            " loss may be wrong by more than their intervals."
-        )
     return loss
+
+
+def _describe_form(law_fit: fit.Fit) -> str:
+    """Return a caution if the tests of the residuals reject the form of a law, "" otherwise."""
+    if not any(form_tests.MISFIT in warning for warning in law_fit.warnings):
+        return ""
+    return (
+        " Tests of the residuals reject the form of the law that divides this budget, so the size"
+        " and the loss may be wrong by more than their intervals."
+    )
 
 
 def _divide_budget(

@@ -28,7 +28,8 @@ def training_commands(sweep: summary.SweepSummary, report: str) -> Markup:
     if seconds:
         duration = f" (training time, summed over the runs: {summary.format_duration(seconds)})"
     purpose = describe_repetition(sweep)
-    purpose += f" These commands train all runs{duration}, and write this page again."
+    purpose += f" These commands train the runs again{duration} and write this page, with the"
+    purpose += " code of one commit."
     if command:
         folder = shlex.join(sweep_files.folder_arguments(sweep.path, sweep.facts))
         command = f"{command} {folder}".rstrip()

@@ -45,7 +45,7 @@ def test_each_question_is_answered_in_one_section(toy):
     sections = {name: visible(html) for name, html in report_sections.all_sections(toy, {}).items()}
     assert list(sections) == HEADINGS
     for heading, phrase in (
-        ("The law", "How sure is the law? Tested once, up to"),
+        ("The law", "How sure is the law? Tested up to"),
         ("The next run", "10 times the compute of 1.6M ("),
         ("Abilities", "Improve with size and are above baseline:"),
         ("Time and cost", "Spent:"),
@@ -96,7 +96,7 @@ def test_certainty_states_intervals_and_backtest(toy):
 
 def test_trust_follows_from_the_predicted_run(toy):
     prediction, value = toy.prediction, toy.prediction["value"]
-    assert certainty_section.describe_trust(toy).startswith("Tested once, up to 1.61M parameters")
+    assert certainty_section.describe_trust(toy).startswith("Tested up to 1.61M parameters")
     changes = {"lo": 0.9 * value, "hi": 0.95 * value, "value": 0.92 * value}
     missed = dataclasses.replace(toy, prediction=prediction | changes)
     text = certainty_section.describe_trust(missed)
