@@ -214,13 +214,11 @@ def advise_size(sweep: summary.SweepSummary) -> SizeAdvice:
         except ValueError:
             continue  # the runs do not determine the division of a budget
         low, high = map(style.format_si, best.n_interval)
-        text = f"train {style.format_si(best.n)} parameters without embeddings (95% interval {low}"
-        text += f" to {high}) on {style.format_si(best.d)} tokens."
+        text = f"train {style.format_si(best.n)} parameters without embeddings (95% interval"
+        text += f" {low} to {high}) on {style.format_si(best.d)} tokens."
         caution = describe_ratio(best.d / best.n, rows) + _describe_form(law_fit)
         if name != "isoFLOP" and (size := _isoflop_size(sweep, budget, costs)):
-            caution += (
-                f" The isoFLOP law divides the same budget at {style.format_si(size)} parameters."
-            )
+            caution += f" The isoFLOP law divides it at {style.format_si(size)} parameters."
         return SizeAdvice(prefix, text, caution, _describe_division(name, law_fit, best))
     return _size_without_division(sweep, prefix, budget)
 
@@ -272,12 +270,9 @@ def _describe_division(name: str, law_fit: fit.Fit, best: compute_optimal.Alloca
 
 def _describe_form(law_fit: fit.Fit) -> str:
     """Return a caution if the tests of the residuals reject the form of a law, "" otherwise."""
-    if not any(form_tests.MISFIT in warning for warning in law_fit.warnings):
-        return ""
-    return (
-        " Tests of the residuals reject the form of the law that divides this budget, so the size"
-        " and the loss may be wrong by more than their intervals."
-    )
+    caution = " Tests of the residuals reject the form of the law that divides this budget: the"
+    caution += " size and the loss may be wrong by more than their intervals."
+    return caution if any(form_tests.MISFIT in line for line in law_fit.warnings) else ""
 
 
 def _divide_budget(
