@@ -105,7 +105,7 @@ def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         tick_labels.thin_ticks(axes)
         right = axes.twinx()
         _draw_means(right, points, x, "margin", theme["second"], "--", family, "nats")
-        right.tick_params(colors=theme["second"], labelsize=7.5, length=2)
+        right.tick_params(colors=theme["second"], labelsize=7.8, length=2)
         right.set_ylabel("Margin (nats)", size=8, color=theme["second"])
         right.spines[["top", "left"]].set_visible(False)
         right.spines["right"].set_color(theme["second"])

@@ -119,7 +119,7 @@ def new_panels(title: str, n: int, theme=LIGHT, columns=5) -> tuple[Figure, list
     all_axes = [figure.add_subplot(n_lines, columns, i + 1) for i in range(max(n, 1))]
     for axes in all_axes:
         axes.set_facecolor(theme["paper"])
-        axes.tick_params(colors=theme["muted"], labelsize=7.5, length=2, width=0.8)
+        axes.tick_params(colors=theme["muted"], labelsize=7.8, length=2, width=0.8)
         axes.grid(color=theme["grid"], linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(theme["muted"])
@@ -134,7 +134,7 @@ def _figure_title(axes: Axes, title: str, theme, pad=9.0) -> None:
 def panel_title(axes: Axes, title: str, theme, pad=6.0) -> None:
     """Set the title of a small panel, which may have several lines. pad: distance in points."""
     longest = max(map(len, title.split("\n")))
-    size = 8.5 if longest < 0.85 * PANEL_TITLE_LENGTH else 7.5
+    size = 8.5 if longest < 0.85 * PANEL_TITLE_LENGTH else 7.8
     axes.set_title(title, size=size, color=theme["ink"], loc="left", parse_math=False, pad=pad, y=1)
 
 
@@ -171,7 +171,7 @@ def add_legend(axes: Axes, theme=LIGHT) -> None:
         bbox_to_anchor=(0, 1),
         ncols=3 if len(handles) > MAX_LEGEND_LINES else 1,
         columnspacing=1.2,
-        fontsize=8.5,
+        fontsize=8.7,
         labelcolor=theme["ink"],
         handlelength=1.8,
         borderpad=0.3,
