@@ -44,13 +44,18 @@ def without_trunks(runs: Iterable[dict]) -> list[dict]:
     return [row for row in runs if row["name"] not in trunks]
 
 
-def related_names(target: str, parents: Mapping[str, str]) -> set[str]:
+def related_names(target: str, starts: Mapping[str, tuple[str, str]]) -> set[str]:
     """Return the names of a run, its ancestors, and all their descendants.
 
     These runs share training: a cooldown branch with its trunk run, and with the other branches of
-    that run. parents: {name of a run: name of the run that it starts from, or ""}. The result
-    contains ancestors that are no keys of `parents`.
+    that run. starts: {name of a run: values of its fields start.run and start.restore}. An ancestor
+    is a trunk run, also one without an entry, or another run with an entry. Pre-trained weights of
+    another sweep are no shared training.
     """
+    parents = {
+        name: parent if restore == "full_state" or parent in starts else ""
+        for name, (parent, restore) in starts.items()
+    }
     related, name = set(), target
     while name and name not in related:
         related.add(name)

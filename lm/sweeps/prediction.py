@@ -36,18 +36,11 @@ def related_runs(runs: list[schema.Run]) -> set[str]:
 
     The law must not use these runs, because a cooldown branch shares most of its training with its
     trunk run. It shares as much with the other branches of that run. The set is empty if no run is
-    predicted. A trunk run may belong to another sweep. Another start, such as the pre-trained
-    weights of all runs, is no training that they share.
+    predicted. A trunk run may belong to another sweep.
     """
-    names = {run.name for run in runs}
-    parents = {
-        run.name: run.start.run
-        if run.start.restore == "full_state" or run.start.run in names
-        else ""
-        for run in runs
-    }
+    starts = {run.name: (run.start.run, run.start.restore) for run in runs}
     targets = [run.name for run in runs if run.is_prediction_target]
-    return run_selection.related_names(targets[0], parents) if targets else set()
+    return run_selection.related_names(targets[0], starts) if targets else set()
 
 
 def check_prediction(runs: list[schema.Run]) -> str:

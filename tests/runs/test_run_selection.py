@@ -40,8 +40,16 @@ def test_other_runs_are_named_with_their_status():
 
 def test_runs_that_share_training_are_related():
     """The trunk run belongs to them, with all its branches, even if its records are missing."""
-    parents = {"branch": "trunk", "sibling": "trunk", "tuned": "sibling", "other": "", "x": "base"}
+    on_trunk = ("trunk", "full_state")
+    starts = {"branch": on_trunk, "sibling": on_trunk, "tuned": ("sibling", "weights")}
+    starts |= {"other": ("", "weights"), "x": ("base", "weights")}
     related = {"trunk", "branch", "sibling", "tuned"}
-    assert run_selection.related_names("branch", parents) == related
-    assert run_selection.related_names("branch", parents | {"trunk": ""}) == related
-    assert run_selection.related_names("a", {"a": "b", "b": "a", "c": ""}) == {"a", "b"}
+    assert run_selection.related_names("branch", starts) == related
+    assert run_selection.related_names("branch", starts | {"trunk": ("", "")}) == related
+    cycle = {"a": ("b", "weights"), "b": ("a", "weights"), "c": ("", "")}
+    assert run_selection.related_names("a", cycle) == {"a", "b"}
+
+
+def test_weights_of_another_sweep_are_no_shared_training():
+    starts = {"x": ("base", "weights"), "y": ("base", "weights")}
+    assert run_selection.related_names("x", starts) == {"x"}

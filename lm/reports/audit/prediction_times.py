@@ -72,21 +72,15 @@ def related_starts(target: str, rows: Sequence[Mapping]) -> RelatedStarts:
     rows: all runs of the sweep that have started. A trunk run without a row has an unknown start.
     """
     by_name = {str(row["name"]): row for row in rows}
-    parents = {name: _parent(row, by_name) for name, row in by_name.items()}
-    names = run_selection.related_names(target, parents)
+    starts = {
+        name: (str(row.get("start.run") or ""), str(row.get("start.restore") or ""))
+        for name, row in by_name.items()
+    }
+    names = run_selection.related_names(target, starts)
     times = {name: parse_seconds(by_name.get(name, {}).get("started")) for name in sorted(names)}
     known = [(time, by_name[name]) for name, time in times.items() if time is not None]
     known.sort(key=lambda start: start[0])
     return RelatedStarts(known, [name for name, time in times.items() if time is None])
-
-
-def _parent(row: Mapping, by_name: Mapping[str, Mapping]) -> str:
-    """Return the name of the run whose training a run shares, or "".
-
-    It is a trunk run, or a run of the sweep. Pre-trained weights of another sweep do not count.
-    """
-    parent = str(row.get("start.run") or "")
-    return parent if row.get("start.restore") == "full_state" or parent in by_name else ""
 
 
 def is_in_order(first: float, second: float) -> bool:
