@@ -67,6 +67,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Report a test without collections of garbage.
+
+    The report of a failure parses the source. A finalizer that fails meanwhile is reported too and
+    parses its source, which ends Python 3.11.7 with a SystemError (python/cpython issue 106905).
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> pathlib.Path:
     """Write a folder of 80 documents, enough text for a few hundred rows."""

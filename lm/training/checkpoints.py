@@ -83,11 +83,8 @@ class CheckpointStore:
     def __exit__(self, *_):
         with _write_errors(self.folder):
             self.manager.close()
-        self._remove_deleted()
-
-    def _remove_deleted(self) -> None:
         if not self.is_read_only:
-            checkpoint_retention.remove_deleted(self.folder)
+            checkpoint_retention.remove_incomplete(self.folder)
 
     def save(
         self, step: int, state: dict, batch_hash: str, window: list[dict], seconds: float
@@ -101,7 +98,7 @@ class CheckpointStore:
         no room for this save. In the last two cases the save does not begin, because after a failed
         write the threads of orbax wait ten minutes for each other.
         """
-        self._remove_deleted()
+        checkpoint_retention.remove_deleted(self.folder)
         self.check_room(state)
         # The logs must not be older than the weights.
         distributed.run_on_primary(lambda: record_lines.sync_records(self.run_folder))

@@ -256,7 +256,13 @@ def wait_and_signal(
         process.stdout.readline()
     time.sleep(rng.uniform(0, 0.05))
     process.send_signal(number)
-    process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == exit_status(number), errors
+
+
+def exit_status(number: int) -> int:
+    """Return the exit status of a training process after a signal."""
+    return -number if number == signal.SIGKILL else 128 + number
 
 
 @pytest.mark.parametrize(
@@ -455,8 +461,7 @@ class FaultSeries:
             assert process.returncode == 2, errors
             assert "repeat the command to continue" in errors, errors
         else:
-            is_killed = action == signal.SIGKILL
-            assert process.returncode == (-action if is_killed else 128 + action)
+            assert process.returncode == exit_status(action), errors
         if "flipped" in fault:
             flip_newest(folder)
         assert not records.is_finished(self.run), "the run needs more steps for all trials"

@@ -5,7 +5,7 @@ preserved for permanent_checkpoint_interval, keep_best, eval.patience, and for r
 them. A checkpoint is deleted after a newer one is complete, in two steps:
 
     checkpoints/800  ->  checkpoints/deleted/800        a rename, which is atomic on a local disk
-    checkpoints/deleted                                 is removed, now or at the next start
+    checkpoints/deleted/800                             is removed, now or at the next start
 
 An interrupted deletion thus leaves no incomplete folder with the name of a step. A bucket has no
 rename: there the checksums of the manifest detect an incomplete checkpoint.
@@ -45,10 +45,13 @@ def preservation_rules(run: schema.Run) -> preservation_policy.PreservationPolic
 
 
 def remove_deleted(folder: Path) -> None:
-    """Remove the checkpoints in `folder` that were selected for deletion, if any."""
+    """Remove the checkpoints in `folder` that were selected for deletion, if any.
+
+    The folder DELETED remains: a thread of orbax may have created it to move a checkpoint there.
+    """
     if distributed.is_primary() and not filesystem.is_remote(folder):
-        # Another thread may move a checkpoint into the folder, which is then removed later.
-        shutil.rmtree(folder / DELETED, ignore_errors=True)
+        for path in filesystem.list_dir(folder / DELETED):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_incomplete(folder: Path) -> None:
@@ -56,9 +59,8 @@ def remove_incomplete(folder: Path) -> None:
 
     Orbax leaves the folder of a save that was interrupted before its first file was complete.
     """
-    remove_deleted(folder)
     if distributed.is_primary() and not filesystem.is_remote(folder):
-        for path in folder.glob(INCOMPLETE):
+        for path in (folder / DELETED, *folder.glob(INCOMPLETE)):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from lm.config import schema
 from lm.runs import records
@@ -123,6 +124,21 @@ def test_interrupted_deletion_leaves_no_incomplete_step(tiny, state, monkeypatch
     assert deleted.exists() and checkpoints.newest_checkpoint(tiny) == 12
     assert restored_step(tiny, state) == 12
     assert not deleted.exists()
+
+
+def test_next_save_may_begin_during_a_deletion(tiny, state, monkeypatch):
+    """The thread that deletes has created the folder, and the next save removes its contents."""
+    local_path = type(epath.Path(tiny.dir))
+    replace = local_path.replace
+
+    def remove_and_replace(path, target):
+        checkpoint_retention.remove_deleted(path.parent)
+        return replace(path, target)
+
+    monkeypatch.setattr(local_path, "replace", remove_and_replace)
+    folder = save_steps(tiny, state, 3, 6, 9, 12)
+    assert saved_steps(folder) == [9, 12]
+    assert not (folder / checkpoint_retention.DELETED).exists()
 
 
 def test_failed_save_deletes_no_checkpoint(tiny, state, monkeypatch):
