@@ -21,6 +21,8 @@ from lm.runs import records
 from lm.training import loop, step
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# The workers and the processes that tests start inherit it. Threads of OpenBLAS wait in a loop.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # XLA reads the flags when it first compiles, also in the processes that tests start.
 # On a busy machine, eight simulated devices wait for each other longer than the default of 40 s.
 WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds=300"

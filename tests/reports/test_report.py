@@ -1,5 +1,6 @@
 """Report page: completeness, missing runs, escaping, verification of figures."""
 
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -7,10 +8,11 @@ import shutil
 import pytest
 from fixtures import made_up_sweep
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from lm.reports import device_cost, figures, html, report, summary
 from lm.reports.plots import style
-from lm.reports.sections import forecast_section
+from lm.reports.sections import forecast_section, prediction_section
 from lm.runs import json_files, provenance, records, task_results
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -21,10 +23,16 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished_sweep(tmp_path_factory) -> summary.SweepSummary:
+    """Return the summary of a finished sweep."""
+    return summary.load_summary(made_up_sweep.sweep(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="module")
+def finished(finished_sweep):
     """Return the folder of a finished sweep and the text of its page."""
-    folder = made_up_sweep.sweep(tmp_path_factory.mktemp("runs"))
-    return folder, report.write_report(folder).read_text(encoding="utf-8")
+    page = report.write_summary(finished_sweep)
+    return finished_sweep.path, page.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -40,6 +48,16 @@ def text_only(page_only, monkeypatch):
     monkeypatch.setattr(figures, "all_figures", lambda sweep: {})
 
 
+def draw_only(monkeypatch, *names: str) -> None:
+    """Draw only these figures, for tests of the page around them."""
+    available = figures.available_figures
+
+    def select(sweep: summary.SweepSummary) -> dict:
+        return {name: drawing for name, drawing in available(sweep).items() if name in names}
+
+    monkeypatch.setattr(figures, "available_figures", select)
+
+
 def visible_text(text: str) -> str:
     """Return the text of a page without tags, scripts and styles, with single spaces."""
     text = re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
@@ -51,15 +69,15 @@ def page_text(folder) -> str:
     return visible_text(report.write_report(folder).read_text(encoding="utf-8"))
 
 
-def test_report_path_may_be_text(tmp_path, text_only):
-    folder = made_up_sweep.sweep(tmp_path)
+def test_report_path_may_be_text(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, missing=tuple(made_up_sweep.SIZES), predict=False)
     assert report.write_report(str(folder)) == folder / "report.html"
     assert (folder / "report.html").exists()
 
 
-def test_page_states_prediction_and_result(finished):
-    folder, text = finished
-    _, expected = summary.headline(summary.load_summary(folder))
+def test_page_states_prediction_and_result(finished, finished_sweep):
+    _, text = finished
+    _, expected = summary.headline(finished_sweep)
     assert expected in visible_text(text) and "inside its own 95% interval" in expected
     for name in made_up_sweep.SIZES:
         assert name in visible_text(text)
@@ -171,15 +189,13 @@ def test_changed_law_is_reported(finished, tmp_path, text_only):
 def test_verify_finds_changed_runs(finished, tmp_path):
     folder, _ = finished
     figure = folder / "figures" / "loss.svg"
-    assert figures.verify_figure(figure, folder) == []
-    changed = shutil.copytree(folder, tmp_path / "toy")
-    assert figures.verify_figure(figure, changed) == []  # the folder may be moved
+    changed = shutil.copytree(folder, tmp_path / "toy")  # the folder may be moved
+    assert figures.verify_figure(figure, changed) == []
     stored = records.load_evals(changed / "30K")[-1]
     records.append_record(changed / "30K" / "evals.jsonl", stored | {"loss": stored["loss"] * 1.02})
     lines = figures.verify_figure(figure, changed)
     assert [line.split(":")[0] for line in lines] == ["run toy/30K changed", "law"]
-    drawing = figures.available_figures(summary.load_summary(folder))["loss"]
-    style.save_figure(drawing.draw(), tmp_path / "x", {"figure": "y"})
+    style.save_figure(Figure(), tmp_path / "x", {"figure": "y"})
     assert "'y'" in figures.verify_figure(tmp_path / "x.png", folder)[0]
 
 
@@ -194,9 +210,11 @@ def test_verify_finds_missing_runs_and_changed_code(finished, tmp_path, monkeypa
     assert lines[-1].startswith(f"code: {version} ") and lines[-1].endswith("0.9.0 00000000 now")
 
 
-def test_live_report_reloads_and_has_no_broken_links(tmp_path):
+def test_live_report_reloads_and_has_no_broken_links(tmp_path, monkeypatch):
+    draw_only(monkeypatch, "loss", "curves")
     folder = made_up_sweep.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
     text = report.write_report(folder, refresh=12).read_text(encoding="utf-8")
+    assert text.count("<figcaption") == 2
     assert 'data-refresh="12"' in text and "figures/loss.png" not in text
     assert not (folder / "figures").exists()
     assert "50% of its tokens" in visible_text(text)
@@ -217,20 +235,21 @@ def test_events_are_listed_and_escaped(finished, tmp_path, text_only):
     assert "checkpoint 40 is damaged" in visible_text(text) and HOSTILE not in text
 
 
-def test_joint_prediction_is_listed_beside_that_of_size(tmp_path, text_only):
-    folder = made_up_sweep.sweep(tmp_path)
-    stored = json_files.read_object(folder / "prediction.json")
+def test_joint_prediction_is_listed_beside_that_of_size(finished_sweep):
+    stored = finished_sweep.prediction
     joint = {"value": 1.4, "lo": 1.3, "hi": 1.5, "level": 0.95}
     joint["runs"] = ["toy/30K", "toy/60K", "toy/120K"]
-    json_files.write_object(folder / "prediction.json", stored | {"joint": joint})
-    text = page_text(folder)
+
+    def section_text(joint: dict) -> str:
+        sweep = dataclasses.replace(finished_sweep, prediction=stored | {"joint": joint})
+        return visible_text(str(prediction_section.prediction_section(sweep, Markup())))
+
+    text = section_text(joint)
     assert "size and tokens Held-out loss, L (nats per token) 1.400 1.300 to 1.500" in text
     assert "The law of size and tokens was fitted to 30K, 60K, 120K." in text
-    two_budgets = stored | {"joint": joint | {"runs": joint["runs"][:2]}}
-    json_files.write_object(folder / "prediction.json", two_budgets)
-    assert "is not shown: 2 token budgets do not determine E, B and beta" in page_text(folder)
-    json_files.write_object(folder / "prediction.json", stored | {"joint": {"refused": "too few"}})
-    text = page_text(folder)
+    text = section_text(joint | {"runs": joint["runs"][:2]})
+    assert "is not shown: 2 token budgets do not determine E, B and beta" in text
+    text = section_text({"refused": "too few"})
     assert "The law of size and tokens gave no prediction: too few." in text
 
 
@@ -296,10 +315,10 @@ def test_other_runs_do_not_change_the_report(finished, tmp_path, monkeypatch):
     page = finished[1].replace(str(finished[0]), str(folder))
     before = visible_text(page.replace(f"--dir={finished[0].parent}", f"--dir={tmp_path}"))
     add_other_run(folder)
-    after = page_text(folder)
+    sweep = summary.load_summary(folder)
+    after = visible_text(report.write_summary(sweep).read_text(encoding="utf-8"))
     note = f"1 run here is not part of this sweep: {folder / 'tuned'} (done)"
     assert after.replace(note, "").split() == before.split() and note in after
-    sweep = summary.load_summary(folder)
     assert [row["name"] for row in sweep.others] == ["toy/tuned"]
     assert all("tuned" not in law.data.names for law, _ in sweep.laws.values() if law)
 
@@ -314,7 +333,8 @@ def test_laws_of_a_folder_with_several_corpora_are_refused(tmp_path, text_only):
     assert "ffffffffffffffff for toy/tuned" in text
 
 
-def test_damaged_runs_are_named_and_others_shown(tmp_path, page_only):
+def test_damaged_runs_are_named_and_others_shown(tmp_path, page_only, monkeypatch):
+    draw_only(monkeypatch, "loss", "curves")
     folder = made_up_sweep.sweep(tmp_path, predict=False)
     (folder / "30K" / "facts.json").write_text("{")
     metrics = folder / "60K" / "metrics.jsonl"
@@ -351,9 +371,9 @@ def test_prediction_without_an_interval_is_stated(tmp_path, text_only):
         assert "The prediction has no interval to compare the result with." in text
 
 
-def test_fixed_tokens_have_no_law_of_compute(finished, tmp_path):
+def test_fixed_tokens_have_no_law_of_compute(finished_sweep, tmp_path):
     """The tokens of the finished sweep are in proportion to the size."""
-    assert summary.load_summary(finished[0]).laws["compute"][0]
+    assert finished_sweep.laws["compute"][0]
     folder = made_up_sweep.sweep(tmp_path)
     for size in made_up_sweep.SIZES:
         facts = records.read_facts(folder / size)
