@@ -130,6 +130,8 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, bias_MS, cap: float):
     exp_BKMS = jnp.exp(score_BKMS - score_BKMS.max(axis=-1, keepdims=True))
     sum_BKM1 = exp_BKMS.sum(axis=-1, keepdims=True)
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
+    exp_BKMS = remat_policies.name_activation(exp_BKMS, "attention_scores")
+    sum_BKM1 = remat_policies.name_activation(sum_BKM1, "attention_scores")
     # Dividing the product costs H divisions per query, dividing the scores would cost S.
     o_BKMH = (_product("bkms,bksh->bkmh", exp_BKMS, v_BKSH) / sum_BKM1).astype(v_BKSH.dtype)
     o_BKMH = remat_policies.name_activation(o_BKMH, "attention_output")

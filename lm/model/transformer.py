@@ -208,9 +208,12 @@ class Decoder(nnx.Module):
             attend = attention.make_attend(model, rules, tables, layer.is_local, segments_BT)
             return layer.block(x_BTD, attend, is_counted_BT)
 
-        run_layer = remat_policies.checkpoint_layer(run_layer, model.remat)
         # Without a loop, XLA merges the recomputed values with the first ones and stores these.
-        is_unrolled = model.n_layers <= model.scan_unroll and model.remat == "none"
+        is_unrolled = remat_policies.is_unrolled(model)
+        if is_unrolled and model.remat != "none":
+            run_layer = remat_policies.recompute_late(run_layer, model.remat)
+        else:
+            run_layer = remat_policies.checkpoint_layer(run_layer, model.remat)
         times_BT = mesh.interleave_positions(
             position_encoding.positions_in_segment(tokens_BT, segments_BT), n_blocks
         )

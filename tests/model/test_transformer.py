@@ -88,7 +88,11 @@ def test_attention_is_causal(params, tokens_BT):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"scan_unroll": 1}, {"remat": "full"}, {"remat": "dots"}, {"attention_query_blocks": 1}],
+    [
+        *({"scan_unroll": 1}, {"attention_query_blocks": 1}),
+        *({"remat": "full"}, {"remat": "dots"}, {"remat": "elementwise"}),
+        {"remat": "elementwise", "scan_unroll": 1},
+    ],
 )
 def test_execution_fields_do_not_change_gradients(params, tokens_BT, fields):
     def loss(shape):
@@ -151,11 +155,28 @@ def test_chunked_loss_stores_the_logits_of_one_chunk():
     ("n_layers", "scan_unroll", "ratio"), [(2, 8, 0.8), (6, 8, 0.5), (12, 1, 0.5)]
 )
 def test_recomputation_reduces_memory_at_every_depth(n_layers, scan_unroll, ratio):
-    none, dots, full = (
+    none, elementwise, dots, full = (
         temporary_bytes(129, n_layers=n_layers, scan_unroll=scan_unroll, remat=remat)
-        for remat in ("none", "dots", "full")
+        for remat in ("none", "elementwise", "dots", "full")
     )
     assert full < dots < none and full < ratio * none
+    assert elementwise < 0.9 * none
+
+
+@pytest.mark.parametrize("fields", [{}, {"sliding_window": 4, "full_attention_interval": 2}])
+def test_elementwise_recomputation_supports_segments(params, tokens_BT, fields):
+    """Layers with and without a window get their flag as an argument."""
+    segments_BT = jnp.array([[0] * 4 + [1] * 12] * len(tokens_BT))
+
+    def loss(params, remat):
+        shape = dataclasses.replace(SHAPE, remat=remat, **fields)
+        logits_BTV = transformer.compute_logits(shape, params, tokens_BT, segments_BT)
+        return transformer.cross_entropy(logits_BTV, tokens_BT)[0].mean()
+
+    expected, actual = (
+        jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in ("none", "elementwise")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
 
 
 @pytest.mark.parametrize("n_blocks", [1, 4])

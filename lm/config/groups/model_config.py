@@ -109,8 +109,8 @@ class Model:
         "float32", "Type of weight gradients and of their sums over devices.", "compute"
     )
     remat: Literal[
-        "none", "dots", "full", "minimal", "minimal_offloaded", "save_qkv_proj", "save_out_proj",
-        "save_dot_with_context_except_mlp", "qkv_proj_offloaded",
+        "none", "elementwise", "dots", "full", "minimal", "minimal_offloaded", "save_qkv_proj",
+        "save_out_proj", "save_dot_with_context_except_mlp", "qkv_proj_offloaded",
     ] = field("none", "Recomputed activations.", "execution", "compute", "plan")  # fmt: skip
     scan_unroll: int = field(
         8, "Layers per iteration of the scan over layers.", "execution", "compute", ge=1

@@ -4,6 +4,7 @@
     q_BTNH = name_activation(q_BTNH, "query")
 
 none                              no recomputation
+elementwise                       stores all products; recomputes norms and activation functions
 dots                              stores products with weights, and the outputs of attention
 full                              stores only the input of the layer
 minimal                           as dots, without the outputs of attention
@@ -13,7 +14,7 @@ save_out_proj                     stores the output projection of attention
 save_dot_with_context_except_mlp  stores all activations of attention
 qkv_proj_offloaded                offloads queries, keys and values
 
-All names but dots and none are those of MaxText, for the same activations; dots is its
+All names but elementwise, dots and none are those of MaxText, for the same activations; dots is its
 minimal_with_context. Offloaded activations are copied to the memory of the host, which TPU and GPU
 support.
 """
@@ -22,6 +23,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import ad_checkpoint
 
 from lm.config import schema
@@ -48,6 +50,7 @@ class RematPolicy:
 
 
 POLICIES = {
+    "elementwise": RematPolicy(saved=(*PROJECTIONS, "attention_output", "attention_scores")),
     "dots": RematPolicy(saved=(*PROJECTIONS, "attention_output")),
     "full": RematPolicy(),
     "minimal": RematPolicy(saved=PROJECTIONS),
@@ -66,11 +69,63 @@ def name_activation(x: jax.Array, name: str) -> jax.Array:
     return ad_checkpoint.checkpoint_name(x, name)
 
 
+def is_unrolled(model: schema.Model) -> bool:
+    """Return True if a model has no loop over its layers."""
+    return model.n_layers <= model.scan_unroll and model.remat in ("none", "elementwise")
+
+
 def checkpoint_layer(layer: Callable, remat: str, prevent_cse: bool = False) -> Callable:
     """Return a layer with the recomputation policy of model.remat; "none": the layer itself."""
     if remat == "none":
         return layer
     return jax.checkpoint(layer, prevent_cse=prevent_cse, policy=make_policy(remat))
+
+
+def recompute_late(layer: Callable, remat: str) -> Callable:
+    """Return a layer of an unrolled loop with the recomputation policy of model.remat.
+
+    layer: function of (x [B, T, D], weights) that returns (y [B, T, D], routing). XLA on CPU
+    removes the barriers of jax.checkpoint, merges the recomputed values with the first ones and
+    stores them. Here a condition on the gradient of y selects each stored activation, so that XLA
+    cannot use it before this gradient exists. The condition is false only for NaN.
+    """
+    checkpointed = checkpoint_layer(layer, remat)
+
+    @jax.custom_vjp
+    def run_layer(x_BTD, weights):
+        return layer(x_BTD, weights)
+
+    def forward(x_BTD, weights):
+        output, pullback = jax.vjp(checkpointed, x_BTD, weights)
+        return output, (pullback, weights)
+
+    def backward(residuals, gradient):
+        pullback, weights = residuals
+        weight_shapes = {leaf.shape for leaf in jax.tree.leaves(weights)}
+        pullback = jax.tree.map(
+            lambda leaf: leaf if leaf.shape in weight_shapes else _delay(leaf, gradient[0]),
+            pullback,
+        )
+        return pullback(gradient)
+
+    run_layer.defvjp(forward, backward)
+    return run_layer
+
+
+def _delay(stored: jax.Array, dy_BTD: jax.Array) -> jax.Array:
+    """Return a stored activation that XLA cannot read before the gradient dy_BTD exists.
+
+    An array that is not a floating-point array with rows of the batch is returned unchanged.
+    """
+    if (
+        stored.ndim < 2
+        or len(stored) != len(dy_BTD)
+        or not jnp.issubdtype(stored.dtype, jnp.floating)
+    ):
+        return stored
+    first_B = dy_BTD[:, 0, 0]
+    is_number = (first_B == first_B).reshape(-1, *[1] * (stored.ndim - 1))
+    return jnp.where(is_number, stored, jnp.zeros((), stored.dtype))
 
 
 def make_policy(remat: str) -> Callable | None:

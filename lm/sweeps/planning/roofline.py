@@ -136,7 +136,8 @@ def recomputed_flops(run: schema.Run, score_product: float, attention: str) -> f
     widths |= {"mlp_output": routed, "router": model.n_experts}
     products = sum(w for name, w in widths.items() if name not in available)
     n_score_products = 1 if "attention_output" in available else 2
-    if attention != "plain" and "attention_output" in available:
+    has_statistics = attention != "plain" and "attention_output" in available
+    if has_statistics or "attention_scores" in available:
         n_score_products = 0  # the softmax statistics are stored with the output
     return 2 * model.n_layers * model.d_model * products + n_score_products * score_product
 
