@@ -24,12 +24,11 @@ Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-tra
 a size with three seeds have about thirty times the steps of one tuning run, if none stops early.
 """
 
-import pathlib
 import warnings
 from collections.abc import Iterator
 
 from configs.sweeps import ability_ladder
-from lm.config import schema
+from lm.config import model_sizes, schema
 
 PARTS = ("captions", "long", "seeds", "prompts", "specialists")
 CAPTIONS = "translate_en_de_multi30k"
@@ -81,13 +80,13 @@ def _pretrained_runs(largest: str, runs: str) -> dict[str, schema.Run]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the ladder has given the warnings of its law
         sweep = list(ability_ladder.get_sweep(f"data/corpora,,{largest}"))
-    tokenizer = pathlib.Path(runs, sweep[0].name, "tokenizer.json")
     suffix = f"-{max(ability_ladder.TOKENS) / 1e6:g}M"
     parents = {}
     for run in sweep:
         if run.name.endswith(suffix):
             run.dir = runs
-            run.data.tokenizer = f"file:{tokenizer}" if tokenizer.exists() else run.data.tokenizer
+            run.model.vocab_size = model_sizes.named_vocab_size(run.data.tokenizer)
+            run.data.tokenizer = f"file:{runs}/{run.name}/tokenizer.json"
             parents[run.name.partition("/")[2].removesuffix(suffix)] = run
     return parents
 

@@ -337,6 +337,7 @@ def test_ability_tuning_compares_at_equal_flops():
     tuned, scratch = (runs[f"60K-captions-{m}-x0.67"] for m in ("tuned", "scratch"))
     assert tuned.start.run == "ability_ladder/60K-10M" and not scratch.start.run
     assert tuned.model == scratch.model == parents["60K"].model
+    assert scratch.data.tokenizer == "file:runs/ability_ladder/60K-10M/tokenizer.json"
     assert (tuned.steps, tuned.data) == (scratch.steps, scratch.data)
     (longer,) = [run for name, run in runs.items() if name.startswith("60K-captions-long")]
     n_flops = [flops.run_facts(run)["flops"] for run in (tuned, parents["60K"], longer)]
