@@ -22,6 +22,7 @@ from lm.reports.sections import (
     setup_section,
 )
 from lm.reports.sections.abilities import ability_section
+from lm.reports.tables import long_tables
 from lm.runs import records, task_results
 
 HEADINGS = [
@@ -121,6 +122,14 @@ def test_each_law_has_its_own_limit():
     text = visible(law_section.law_section(sweep, "", ""))
     assert "limit of this law for large N at 10M tokens, nats per token; not determined" in text
     assert text.count("(not determined)") == 2 and "no size or amount of text" not in text
+
+
+def test_tables_of_many_runs_have_the_first_runs_and_a_link(toy):
+    rows = [toy.rows[i % len(toy.rows)] | {"seed": i} for i in range(long_tables.MAX_RUNS + 1)]
+    sweep = dataclasses.replace(toy, rows=rows)
+    for html in (report_sections._runs(sweep), "".join(report_sections._settings(sweep))):
+        assert html.count("<tr>") == html.count("<table") * (1 + long_tables.N_SHOWN) > 0
+        assert html.count(f'href="{long_tables.FILE}"') == html.count("<table")
 
 
 def test_repetition_states_what_is_not_in_a_commit(toy):
