@@ -71,6 +71,7 @@ def print_advice() -> int:
     """Print the next runs of a sweep, their cost and their gain. Return the exit status."""
     from lm.reports import summary
     from lm.reports.sections import next_run_section
+    from lm.reports.tables import ladder_sizes
 
     sweep = summary.load_summary(_ADVISE.value)
     try:
@@ -94,6 +95,8 @@ def print_advice() -> int:
         for row in advice.table
     ]
     console.table(candidates, "Best single runs, by the removed variance per FLOP")
+    if "N" in plan.law_fit.inputs:
+        console.print_line(ladder_sizes.describe_ladder(sweep.rows))
     console.print_line(f"standard deviation of the law at the target today: {advice.before:.3g}")
     console.print_line(f"standard deviation after the next runs: {advice.after:.3g}")
     for note in sweep.notes:
@@ -106,11 +109,12 @@ def _proposed_line(run: dict[str, float]) -> dict[str, str]:
     """Return the table row of a proposed run as text."""
     from lm.reports.plots import style
     from lm.reports.sections import next_run_section
+    from lm.reports.tables import ladder_sizes
 
     titles = next_run_section.TITLES
     line = {titles[k]: style.format_si(v) for k, v in run.items() if k in titles}
     if "N" in run:
-        line["nearest size of the ladder"] = next_run_section.nearest_ladder_size(run["N"])
+        line["nearest size of the ladder"] = ladder_sizes.nearest_ladder_size(run["N"])
     return line | {"FLOPs": f"{run['flops']:.3g}"}
 
 

@@ -77,8 +77,8 @@ class BacktestScore:
             f", {self.coverage:.0%} inside their 95% interval" if np.isfinite(self.coverage) else ""
         )
         return (
-            f"back-test: {_count(len(self.predictions), 'held-out row')} from"
-            f" {_count(self.n_origins, 'origin')}, "
+            f"back-test: {_count(len(self.predictions), 'held-out row')}, predicted by"
+            f" {_count(self.n_origins, 'fit')} to other rows, "
             f"mean error {self.mean:.2%}, worst {self.worst:.2%}{inside}{self._describe_bias()}"
         )
 

@@ -230,11 +230,11 @@ def diagnose(problem, theta: np.ndarray, result: fit.Fit) -> list[str]:
             "these numbers"
         )
     if np.abs(problem.starts - theta).max(1).min() < 1e-5 and result.gradient > 1e-4:
-        texts.append("the solution equals one of its starts: nothing was fitted")
+        texts.append("the solution equals one of its starting points: nothing was fitted")
     if result.start_agreement < 0.02 and len(problem.starts) >= 100:
+        n_agreeing = round(result.start_agreement * len(problem.starts))
         texts.append(
-            f"only {result.start_agreement:.1%} of {len(problem.starts)} starts agree on the "
-            "optimum"
+            f"only {n_agreeing:,} of {len(problem.starts):,} starting points reach the best minimum"
         )
     errors = residuals(result, result.y) / typical_scale(result)
     if result.n > 1 and max(errors.min(), -errors.max()) > MIN_OFFSET:

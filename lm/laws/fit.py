@@ -324,14 +324,14 @@ class Fit:
         count = "runs" if self.n_runs == self.n else f"rows of {self.n_runs} runs"
         lines = [", ".join(["   ".join(parts), f"n = {self.n} {count}"])]
         columns = ", ".join(f"{letter} = {column}" for letter, column in self.columns.items())
-        delta = f" delta {self.delta:g}" if self.loss == "huber" else ""
+        delta = f" (delta {self.delta:g})" if self.loss == "huber" else ""
         description = "no intervals"
         if self.ensemble:
             description = f"95% intervals by {self.resampling}, if the form is right"
         lines.append(
-            f"  {columns}; sum of {self.loss}{delta} {self.objective:.4g}, gradient "
-            f"{self.gradient:.1e}, {self.start_agreement:.0%} of {self.n_starts} starts agree; "
-            f"{description}"
+            f"  {columns}; sum of {self.loss}{delta} {self.objective:.4g} at its minimum, scaled "
+            f"gradient {self.gradient:.1e}; {round(self.start_agreement * self.n_starts):,} of "
+            f"{self.n_starts:,} starting points reach this minimum; {description}"
         )
         if example := self._example_prediction():
             lines.append(f"  {example}")

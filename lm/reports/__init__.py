@@ -18,5 +18,6 @@ The package uses the records of runs and the laws. It does not import JAX.
     recipes/              the comparison of two recipes, its page and its record
     audit/                predict the target run, and verify the prediction
     sections/             the sections of the report
+    tables/               contents of tables of the report
     plots/                the figures
 """

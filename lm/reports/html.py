@@ -144,6 +144,11 @@ def paragraph(text, css="") -> Markup:
     return Markup('<p class="{}">{}</p>').format(css, _typeset(text))
 
 
+def link(path: str, text) -> Markup:
+    """Return a link to a file beside the page."""
+    return Markup('<a href="{}">{}</a>').format(path, text)
+
+
 def warning_list(warnings: Sequence[str]) -> Markup:
     """Return warnings as highlighted sentences, collapsed after the first MAX_WARNINGS."""
     notes = [paragraph(f"{warning.removesuffix('.')}.", "note") for warning in warnings]

@@ -23,6 +23,7 @@ from lm.reports.sections import (
     setup_section,
 )
 from lm.reports.sections.abilities import ability_section
+from lm.reports.tables import long_tables
 from lm.runs import provenance, records
 
 
@@ -34,7 +35,7 @@ def write_report(
     """Write report.html and figures/ into the directory of a sweep. Return the path of the page.
 
     refresh: interval in seconds at which an open page reloads, 0 for never. With a refresh, no
-    files are written to figures/, which saves most of the time. rates: price and power of a device.
+    figures are written to files, which saves most of the time. rates: price and power of a device.
 
     Raises ValueError if the directory contains neither runs nor sweep.json, or runs of another
     version.
@@ -65,6 +66,7 @@ def write_summary(
         )
     results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
+    long_tables.write_runs(sweep.path, sweep.rows)
     footer = _footer(sweep)
     if sweep.fingerprint and not refresh:  # a page that reloads has no files of figures
         footer = html.tag_fingerprint(footer, sweep.fingerprint)

@@ -45,6 +45,9 @@ def test_backtest_predicts_only_larger_levels(fit):
     assert score.n_origins >= 3 and score.mean < 0.02
     assert 0.8 <= score.coverage <= 1
     assert str(score) in str(fit)
+    n_rows = len(score.predictions)
+    text = f"{n_rows} held-out rows, predicted by {score.n_origins} fits to other rows, mean error"
+    assert text in str(score)
 
 
 def test_backtest_excludes_the_trunks_of_its_targets():

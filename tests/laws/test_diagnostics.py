@@ -193,5 +193,8 @@ def test_fit_equal_to_a_start_or_unconverged_is_reported():
     for (distance, gradient), expected in cases.items():
         fit.gradient, fit.converged = gradient, gradient < 1e-4
         texts = " ".join(diagnostics.diagnose(problem, start + distance, fit))
-        assert ("equals one of its starts" in texts) == expected
+        assert ("equals one of its starting points" in texts) == expected
         assert ("has not converged" in texts) == (not fit.converged)
+    fit.start_agreement, problem.starts = 0.012, np.tile(start + 1, (1_000, 1))
+    text = "only 12 of 1,000 starting points reach the best minimum"
+    assert text in diagnostics.diagnose(problem, start, fit)

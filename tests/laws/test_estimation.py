@@ -173,7 +173,7 @@ def test_fit_equal_to_its_start_has_a_warning(monkeypatch):
     start = [{"E": 0.5, "A": 9000, "B": 20, "alpha": 0.9, "beta": 0.1}]
     rows = design(5, (5, 20, 80), 0.004, 0)
     fit = power_laws.chinchilla(rows, n="params", d="tokens", y="loss", bootstrap=0, starts=start)
-    assert any("equals one of its starts" in text for text in fit.warnings)
+    assert any("equals one of its starting points" in text for text in fit.warnings)
 
 
 def test_part_of_the_starts_has_the_same_optimum():

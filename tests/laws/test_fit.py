@@ -1,5 +1,6 @@
 """Tests of the predictions, the text and the JSON form of a fit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -36,7 +37,12 @@ def test_fit_prints_its_columns_loss_and_backtest(fit):
     text = str(fit)
     assert "N = params, L = loss" in text and "log_squares" in text and "back-test:" in text
     huber = power_laws.power(rows(), x="params", y="loss", loss="huber", bootstrap=0)
-    assert "huber delta 0.001" in str(huber)
+    assert "huber (delta 0.001)" in str(huber)
+
+
+def test_fit_counts_the_starting_points_that_reach_its_minimum(fit):
+    fit = dataclasses.replace(fit, n_starts=1_600, start_agreement=0.75)
+    assert "; 1,200 of 1,600 starting points reach this minimum; " in str(fit)
 
 
 def test_fit_converts_to_json_exactly(fit):

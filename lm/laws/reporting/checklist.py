@@ -164,7 +164,8 @@ def _fitting(law_fit: fit.Fit) -> list[tuple[str, str]]:
         ),
         (
             "How is it initialized",
-            f"{law_fit.n_starts} starts, {law_fit.start_agreement:.0%} agree on the optimum",
+            f"{law_fit.n_starts:,} starting points, of which"
+            f" {round(law_fit.start_agreement * law_fit.n_starts):,} reach the reported minimum",
         ),
         ("How are intervals computed", intervals),
         ("How good is the fit", quality),

@@ -125,7 +125,7 @@ class Point(NamedTuple):
 
 
 def draw_points(axes: Axes, points: Sequence[Point], theme) -> None:
-    """Draw markers. More than MAX_TOOLTIPS markers have none, and equal ones are drawn at once.
+    """Draw markers. More than MAX_TOOLTIPS lack tooltips and caps; equal ones are drawn at once.
 
     A figure with an artist per run would need minutes for a thousand runs.
     """
@@ -151,7 +151,8 @@ def draw_point(
     """
     xs, ys = np.atleast_1d(point[0]), np.atleast_1d(point[1])
     if yerr is not None or xerr is not None:
-        bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": 2.5}
+        cap = 2.5 if len(xs) == 1 else 0.0  # caps of many bars make a page large
+        bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": cap}
         axes.errorbar(xs, ys, yerr, xerr, zorder=4, **bars)
     shape, size = ("D", 6.5) if kind == "diamond" else ("o", 7)
     face, edge, width = (color, theme["paper"], 0.8)

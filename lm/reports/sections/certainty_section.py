@@ -132,7 +132,7 @@ def _describe_starts(law_fit: fit.Fit) -> list[str]:
         return []
     n_agreeing = round(law_fit.start_agreement * law_fit.n_starts)
     return [
-        f"Of {law_fit.n_starts} starts of the curve fit, {n_agreeing} reached the best one. Other"
+        f"Of {law_fit.n_starts:,} starting points, {n_agreeing:,} reach the best minimum. Other"
         " parameters fit these runs almost as well, so use the predictions and not the parameters."
     ]
 

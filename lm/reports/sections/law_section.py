@@ -78,13 +78,15 @@ def describe_law(law_fit: fit.Fit) -> str:
     gain_text += f" E is the limit of this law for large {law_fit.inputs[0]}{at_tokens}."
     if not is_limit_determined(law_fit):
         high = law_fit.intervals.get("E", NO_INTERVAL)[1]
-        bound = f"it is at most {high:.3g} (95% interval)"
-        return f"{gain_text} These runs do not determine E: {bound}."
+        bound = f": it is at most {high:.3g} (95% interval)" if records.is_finite(high) else ""
+        return f"{gain_text} These runs do not determine E{bound}."
     return f"{gain_text} It is {law_fit.params['E']:.3g}{_bounds_text(law_fit, 'E')}."
 
 
 def is_limit_determined(law_fit: fit.Fit) -> bool:
-    """Return False if the interval of the limit E of a law begins practically at 0."""
+    """Return False if the runs do not fix the limit E, or its interval begins practically at 0."""
+    if "E" in law_fit.undetermined:
+        return False
     low, high = law_fit.intervals.get("E", NO_INTERVAL)
     return not (records.is_finite(high) and low < MIN_LIMIT_SHARE * high)
 
@@ -188,7 +190,7 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
         lines = [line | {"95% intervals": "; ".join(line["95% intervals"])} for line in lines]
         parts = [html.subheading("Other laws of these runs"), html.html_table(lines)]
         warnings.sort(key=lambda warning: form_tests.MISFIT not in warning)
-        parts += [_meanings(lines), html.warning_list(warnings)]
+        parts += [_meanings(lines), _compare_limits(sweep), html.warning_list(warnings)]
     if refused:
         parts.append(
             html.collapsed_section(
@@ -196,6 +198,31 @@ def _other_laws(sweep: summary.SweepSummary) -> Markup:
             )
         )
     return html.join_html(parts)
+
+
+def _compare_limits(sweep: summary.SweepSummary) -> Markup:
+    """Return the reasons why the limits E of the laws differ, empty for less than two limits."""
+    laws = {"size": sweep.fit, **{name: law_fit for name, (law_fit, _) in sweep.laws.items()}}
+    limits = {name: law for name, law in laws.items() if law and "E" in law.params}
+    if len(limits) < 2:
+        return Markup()
+    values = [f"{style.format_parameter(law.params['E'])} ({name})" for name, law in limits.items()]
+    text = f"Why E differs: {', '.join(values)}. E lies far beyond these runs."
+    unknown = [name for name, law in limits.items() if not is_limit_determined(law)]
+    if unknown:
+        text += (
+            f" The runs do not determine E in the law of {' and of '.join(unknown)}: a lower E with"
+            " a smaller exponent fits them about as well."
+        )
+    bounds = [law.intervals.get("E", NO_INTERVAL) for law in limits.values()]
+    if all(records.is_finite(bound) for interval in bounds for bound in interval):
+        if max(low for low, _ in bounds) <= min(high for _, high in bounds):
+            text += " The intervals of E overlap, so these runs do not show that the limits differ."
+        else:
+            text += " Some intervals of E do not overlap."
+    if "size" in limits and _fixed_tokens(limits["size"]):
+        text += " E of the law of size also contains the loss that more tokens would remove."
+    return html.paragraph(text)
 
 
 def _note(law_fit: fit.Fit, key: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from lm.config import model_sizes
 from lm.laws import fit
 from lm.laws.design import experiment_design, run_cost
 from lm.laws.forms import compute_optimal
@@ -19,6 +18,7 @@ from lm.laws.goodness_of_fit import form_tests
 from lm.reports import html, summary
 from lm.reports.plots import elements, style
 from lm.reports.sections import certainty_section
+from lm.reports.tables import ladder_sizes
 from lm.runs import records, run_selection
 
 BUDGET_FACTORS = (1, 3, 10)  # budgets of the section, relative to the most expensive fitted run
@@ -101,11 +101,11 @@ def next_runs(sweep: summary.SweepSummary) -> Markup:
         return html.join_html(
             [answer, html.subheading("Which run makes the law more certain?"), reason]
         )
-    lines = []
+    lines, trained = [], ladder_sizes.trained_sizes(sweep.rows)
     for factor in BUDGET_FACTORS:
         budget = factor * plan.budget
         advice = plan.advice if factor == 1 else plan_next_runs(sweep, budget).advice
-        line = _run_line(advice.runs[0], advice.before, advice.after)
+        line = _run_line(advice.runs[0], advice.before, advice.after, trained)
         if not lines or line["FLOPs"] != lines[-1]["FLOPs"]:  # more FLOPs may buy no better run
             lines.append({"budget, FLOPs": budget} | line)
     formats: dict[str, Any] = dict.fromkeys(("budget, FLOPs", "FLOPs"), style.power_of_ten)
@@ -124,6 +124,8 @@ def next_runs(sweep: summary.SweepSummary) -> Markup:
         f" The possible runs have up to {plan.law_fit.reach:g} times the inputs of the largest"
         " fitted run, and cost less than the run whose loss is predicted."
     )
+    if "N" in plan.law_fit.inputs:
+        note += f" {ladder_sizes.describe_ladder(sweep.rows)}"
     return html.join_html(
         [
             answer,
@@ -379,21 +381,17 @@ def _size_by_rule(law_fit: fit.Fit, budget: float) -> float:
     return float(np.exp(np.interp(np.log(budget), np.log(costs), np.log(candidates))))
 
 
-def _run_line(run: dict[str, float], before: float, after: float) -> dict[str, Any]:
-    """Return the table row of a proposed run."""
+def _run_line(
+    run: dict[str, float], before: float, after: float, trained: Sequence[str]
+) -> dict[str, Any]:
+    """Return the table row of a proposed run. trained: sizes of the ladder that the sweep has."""
     line: dict[str, Any] = {TITLES.get(k, k): v for k, v in run.items() if k in TITLES}
     if "N" in run:
-        line["nearest size of the ladder"] = nearest_ladder_size(run["N"])
+        size = ladder_sizes.nearest_ladder_size(run["N"])
+        note = "" if size in trained else " (not in this sweep)"
+        line["nearest size of the ladder"] = size + note
     return line | {
         "FLOPs": run["flops"],
         "standard deviation before, nats": f"{before:.3g}",
         "standard deviation after, nats": f"{after:.3g}",
     }
-
-
-def nearest_ladder_size(n_params: float) -> str:
-    """Return the dense size of the ladder with the nearest number of parameters."""
-    # Any vocabulary has the same number of parameters without the embedding and the head.
-    models = {size: model_sizes.ladder_model(size, vocab_size=256) for size in model_sizes.LADDER}
-    counts = {s: model_sizes.count_parameters(m)["non_embedding"] for s, m in models.items()}
-    return min(counts, key=lambda size: abs(np.log(counts[size] / n_params)))

@@ -27,6 +27,7 @@ from lm.reports.sections import (
     text_section,
 )
 from lm.reports.sections.abilities import ability_section, transfer_section
+from lm.reports.tables import long_tables
 from lm.runs import records
 
 MAIN_FIGURES = ("loss", "compute", "curves")  # the first available one is the main figure
@@ -144,10 +145,12 @@ def _runs(sweep: summary.SweepSummary) -> Markup:
 
 def _run_table(rows: Sequence[dict], columns: Sequence[summary.Column]) -> Markup:
     """Return a table of runs that a reader can sort."""
-    lines = [{column.title: column.value(row) for column in columns} for row in rows]
+    shown = long_tables.shown_rows(rows)
+    lines = [{column.title: column.value(row) for column in columns} for row in shown]
     formats = {column.title: column.format for column in columns}
-    sort_keys = {c.title: [c.sort_key(row) for row in rows] for c in columns if c.sort_key}
-    return html.html_table(lines, formats, sort_keys, is_sortable=True)
+    sort_keys = {c.title: [c.sort_key(row) for row in shown] for c in columns if c.sort_key}
+    table = html.html_table(lines, formats, sort_keys, is_sortable=True)
+    return html.join_html([table, long_tables.describe_omitted(rows)])
 
 
 def _excluded_runs(sweep: summary.SweepSummary) -> Markup:
@@ -224,14 +227,15 @@ def _settings(sweep: summary.SweepSummary) -> list[Markup]:
     by_run = [
         {"run": elements.short_run_name(row)}
         | {field: _setting_text(row[field]) for field in varied}
-        for row in sweep.rows
+        for row in long_tables.shown_rows(sweep.rows)
         if varied
     ]
     defaults = {field: str(value) for field, value in schema.flatten(schema.Run()).items()}
     shared = {field: texts[0] for field, texts in values.items() if texts and field not in varied}
     changed = {field: text for field, text in shared.items() if text != defaults.get(field)}
     unchanged = {field: text for field, text in shared.items() if field not in changed}
-    sections = {"Config fields that differ between runs": html.html_table(by_run)} if by_run else {}
+    table = html.join_html([html.html_table(by_run), long_tables.describe_omitted(sweep.rows)])
+    sections = {"Config fields that differ between runs": table} if by_run else {}
     owner = "Config fields that all runs share" if by_run else "Config fields"
     for title, fields_of_title in (
         (f"{owner}, other than the defaults", changed),

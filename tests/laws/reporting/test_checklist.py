@@ -36,6 +36,7 @@ def test_checklist_answers_form_and_fit():
     assert "15 runs, N from 1e+07 to 1e+09" in items["How many models, in which range"].answer
     assert "N = parameters without embeddings" in items["How are N, D and C counted"].answer
     assert "huber, delta 0.001" in items["Which objective"].answer
+    assert "starting points, of which " in items["How is it initialized"].answer
     assert "seed 3" in items["How are intervals computed"].answer
     assert "back-test" in items["How good is the extrapolation"].answer
 

@@ -68,6 +68,7 @@ def test_many_markers_are_drawn_per_color_at_their_points():
     assert positions == {(p.x, p.y) for p in points} and len(markers) == 2
     assert {line.get_markerfacecolor() for line in markers} == {"#000000", "#ff0000"}
     assert sum(len(bars.get_segments()) for bars in axes.collections) == len(points)
+    assert {line.get_marker() for line in axes.lines} == {"o"}  # no caps
 
 
 def test_text_names_the_omitted_runs():

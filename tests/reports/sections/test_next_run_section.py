@@ -9,6 +9,7 @@ from lm.laws.design import run_cost
 from lm.reports import summary
 from lm.reports.plots import style
 from lm.reports.sections import next_run_section, report_sections
+from lm.reports.tables import ladder_sizes
 from lm.runs import records
 
 
@@ -36,6 +37,7 @@ def test_section_has_a_row_per_budget(tmp_path):
     text = str(report_sections.all_sections(sweep, {})["The next run"])
     assert text.count("<tr>") == 1 + len(next_run_section.BUDGET_FACTORS)
     assert "nearest size of the ladder" in text and "If the form of the law is right" in text
+    assert "(not in this sweep)" in text and "The ladder is the list of model sizes" in text
 
 
 def test_section_of_a_sweep_without_law_has_the_reason(tmp_path):
@@ -106,7 +108,7 @@ def test_advice_names_finished_runs_that_cost_nothing():
 
 
 def test_nearest_size_of_the_ladder():
-    assert next_run_section.nearest_ladder_size(1.01e6) == "1M"
+    assert ladder_sizes.nearest_ladder_size(1.01e6) == "1M"
 
 
 def test_models_with_much_text_are_not_advised_to_use_less():

@@ -22,6 +22,7 @@ from lm.reports.sections import (
     setup_section,
 )
 from lm.reports.sections.abilities import ability_section
+from lm.reports.tables import long_tables
 from lm.runs import records, task_results
 
 HEADINGS = [
@@ -113,6 +114,9 @@ def test_undetermined_limit_is_an_upper_bound():
     text = law_section.describe_law(law_fit)
     bound = f"{law_fit.intervals['E'][1]:.3g}"
     assert text.endswith(f"These runs do not determine E: it is at most {bound} (95% interval).")
+    unknown = copy.copy(law_fit)
+    unknown.undetermined = ["E"]  # such a parameter has no interval
+    assert law_section.describe_law(unknown).endswith("These runs do not determine E.")
 
 
 def test_each_law_has_its_own_limit():
@@ -121,6 +125,18 @@ def test_each_law_has_its_own_limit():
     text = visible(law_section.law_section(sweep, "", ""))
     assert "limit of this law for large N at 10M tokens, nats per token; not determined" in text
     assert text.count("(not determined)") == 2 and "no size or amount of text" not in text
+    assert "Why E differs: " in text and "E in the law of size and of compute and of size" in text
+    assert "The intervals of E overlap" in text and "loss that more tokens would remove" in text
+    one_law = dataclasses.replace(sweep, laws=dict.fromkeys(sweep.laws, (None, "refused")))
+    assert "Why E differs" not in law_section.law_section(one_law, "", "")
+
+
+def test_tables_of_many_runs_have_the_first_runs_and_a_link(toy):
+    rows = [toy.rows[i % len(toy.rows)] | {"seed": i} for i in range(long_tables.MAX_RUNS + 1)]
+    sweep = dataclasses.replace(toy, rows=rows)
+    for html in (report_sections._runs(sweep), "".join(report_sections._settings(sweep))):
+        assert html.count("<tr>") == html.count("<table") * (1 + long_tables.N_SHOWN) > 0
+        assert html.count(f'href="{long_tables.FILE}"') == html.count("<table")
 
 
 def test_repetition_states_what_is_not_in_a_commit(toy):

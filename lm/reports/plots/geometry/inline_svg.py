@@ -4,7 +4,8 @@
 
 Text is stored as text and uses the font of the page. Colors become CSS variables, --c and six hex
 digits, so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes its
-<title>. All text is escaped.
+<title>. All text is escaped. Coordinates have two decimals. Markers and lines of one look that
+follow each other share their style.
 """
 
 import io
@@ -18,6 +19,18 @@ from matplotlib.transforms import Bbox
 
 PADDING = 0.04  # inches around a figure or panel
 AXES_GROUP = re.compile(r'\n  <g id="(axes_\d+)">.*?\n  </g>', re.DOTALL)
+COORDINATES = re.compile(r'<(?:path d|use xlink:href="[^"]*" x)="[^"]*"(?: y="[^"]*")?')
+LONG_DECIMALS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is invisible
+# Markers of one shape and style, and lines of one style. The "opacity" of a group differs from that
+# of its markers, and transparent lines that overlap are darker than one path: they are not merged.
+MARKERS = re.compile(
+    r'\n *<use (xlink:href="[^"]*") x="[^"]*" y="[^"]*" style="(?!(?:[^"]* )?opacity)([^"]*)"/>'
+    r'(?:\n *<use \1 x="[^"]*" y="[^"]*" style="\2"/>)+'
+)
+LINES = re.compile(
+    r'\n *<path d="[^"]*"( clip-path="[^"]*" style="fill: none;(?![^"]*opacity)[^"]*"/>)'
+    r'(?:\n *<path d="[^"]*"\1)+'
+)
 
 
 def to_inline_svgs(figure: Figure) -> tuple[list[str], str]:
@@ -31,7 +44,7 @@ def to_inline_svgs(figure: Figure) -> tuple[list[str], str]:
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
+    svg = _compact_svg(file.getvalue())
     svg = svg[svg.index("<svg") :]
     if not figure.get_suptitle():
         return [_clean_svg(_crop(svg, figure, figure.get_tightbbox().padded(PADDING)))], caption
@@ -76,6 +89,24 @@ def _crop(svg: str, figure: Figure, box: Bbox) -> str:
     view = f"{72 * box.x0:g} {bottom - 72 * box.y1:g} {72 * box.width:g} {72 * box.height:g}"
     size = f'viewBox="{view}" role="img"'
     return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1)
+
+
+def _compact_svg(svg: str) -> str:
+    """Return an SVG with two decimals per coordinate, and one style per row of equal elements."""
+    svg = COORDINATES.sub(lambda match: LONG_DECIMALS.sub(r"\1", match[0]), svg)
+    return LINES.sub(_merge_lines, MARKERS.sub(_merge_markers, svg))
+
+
+def _merge_markers(match: re.Match) -> str:
+    """Return markers of equal shape and style as a group with that style."""
+    markers = re.findall(r"<use [^>]*?(?= style=)", match[0])
+    return "\n".join([f'\n<g style="{match[2]}">', *(f"{marker}/>" for marker in markers), "</g>"])
+
+
+def _merge_lines(match: re.Match) -> str:
+    """Return lines of equal style as one path."""
+    data = "".join(re.findall(r'<path d="([^"]*)"', match[0]))
+    return f'\n<path d="{data}"{match[1]}'
 
 
 def _clean_svg(svg: str) -> str:

@@ -1,5 +1,6 @@
 """Inline SVG of figures: escaped text, crop, colors, and one element per panel."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 from lm.reports.plots import style
@@ -28,6 +29,21 @@ def test_inline_figure_is_valid_xml_and_escapes_text():
     assert hostile in texts and titles == [hostile]
     assert not [element for element in root.iter() if element.tag.endswith("script")]
     assert caption == f"n = 1 run of {hostile}." and caption not in texts
+
+
+def test_many_markers_and_lines_are_short_in_a_page():
+    """Merging changes no position and no style; transparent lines and texts are unchanged."""
+    figure, axes = style.new_figure('x="1.2345"', "x", "y")
+    xs = [i + 1 / 3 for i in range(500)]
+    axes.errorbar(xs, xs, [1.0] * 500, fmt="o", color=style.LIGHT["accent"])
+    axes.vlines(xs[:70], 1, 2, colors=style.LIGHT["ink"], alpha=0.5)
+    style.finish_figure(figure, axes, ["Caption."])
+    (svg,), _ = inline_svg.to_inline_svgs(figure)
+    assert svg.count("<use") > 500 and len(svg) < 70_000
+    assert 70 < svg.count("<path") < 130 and not re.search(r'<(path d|use.* x)="[^"]*\.\d{3}', svg)
+    assert svg.count(f"stroke: var(--c{style.LIGHT['accent'][1:]}") == 3  # bars and two of markers
+    assert 'x="1.2345"</text>' in svg
+    ElementTree.fromstring(svg)
 
 
 def test_inline_figure_is_cropped_above_its_caption():
