@@ -334,7 +334,7 @@ def test_ability_tuning_compares_at_equal_flops():
 
     parents = ability_tuning._pretrained_runs("60K", "runs")
     runs = {run.name.rpartition("/")[2]: run for run in ability_tuning.get_sweep("tasks,60K")}
-    tuned, scratch = (runs[f"60K-captions-{m}-x0.67"] for m in ("tuned", "scratch"))
+    tuned, scratch = (runs[f"60K-captions-{m}-x2.7"] for m in ("tuned", "scratch"))
     assert tuned.start.run == "ability_ladder/60K-10M" and not scratch.start.run
     assert tuned.model == scratch.model == parents["60K"].model
     assert scratch.data.tokenizer == "file:runs/ability_ladder/60K-10M/tokenizer.json"
@@ -342,8 +342,8 @@ def test_ability_tuning_compares_at_equal_flops():
     (longer,) = [run for name, run in runs.items() if name.startswith("60K-captions-long")]
     n_flops = [flops.run_facts(run)["flops"] for run in (tuned, parents["60K"], longer)]
     assert n_flops[2] == pytest.approx(n_flops[0] + n_flops[1], rel=0.01)
-    assert runs["60K-seed1-captions-tuned-x1.3"].start.run == "ability_ladder/60K-seed1-10M"
-    prompts = runs["60K-prompts-tuned-x1.3"]
+    assert runs["60K-seed1-captions-tuned-x2.7"].start.run == "ability_ladder/60K-seed1-10M"
+    prompts = runs["60K-prompts-tuned-x2.7"]
     assert sum(prompts.data.sources.values()) == pytest.approx(1)
     assert not any("template=question" in source for source in prompts.data.sources)
     assert "template=question" in prompts.eval.tasks and "nli" in prompts.data.forbidden_tasks
