@@ -6,7 +6,8 @@
 Lines have a prompt and a target, with task and category, or messages: see lm/data/sources/chat.py.
 FORBIDDEN lists categories that the file must not contain, else the run is rejected. Training
 documents that share 13 words in a row with held-out examples are dropped and counted. Without a
-file, the run tunes on synthetic tasks.
+file, the run tunes on synthetic tasks. The learning rate is 4/3 of that of the parent: conversations
+differ from its text, and smaller rates learned them worse (experiments/LOG.md).
 
 Hardware and time: the 100K model takes about 20 seconds on two CPU cores.
 """
@@ -21,7 +22,7 @@ SYNTHETIC = "tasks:copy?template=chat+upper?template=chat+sort?template=chat"
 def get_config(parent_and_file: str = "") -> schema.Run:
     """Return the recipe for "PARENT,FILE": a run directory and a file. Both are optional."""
     parent, _, file = parent_and_file.partition(",")
-    tuned = finetune.start_from(parent, lr_fraction=1 / 4)
+    tuned = finetune.start_from(parent, lr_fraction=4 / 3)
     tuned.name += "-instructed"
     pretraining = tuned.data
     tuned.data = schema.Data({f"chat:{file}?cap=500" if file else SYNTHETIC: 0.9, "docs": 0.1})
