@@ -76,10 +76,23 @@ def pytest_runtest_makereport():
     The report of a failure parses the source. A finalizer that fails meanwhile is reported too and
     parses its source, which ends Python 3.11.7 with a SystemError (python/cpython issue 106905).
     """
+    is_collecting = gc.isenabled()
     gc.disable()
     try:
         return (yield)
     finally:
+        if is_collecting:
+            gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def sources_are_parsed_without_collections(request):
+    """Disable collections of garbage in tests that parse sources: see pytest_runtest_makereport."""
+    is_parsing = "project" in request.path.parts
+    if is_parsing:
+        gc.disable()
+    yield
+    if is_parsing:
         gc.enable()
 
 

@@ -39,7 +39,8 @@ def test_every_part_passes_on_cpu(results):
     assert results["train-125M"]["mfu"] > 0 and results["train-125M"]["tokens_per_second"] > 0
     assert results["train-125M"]["last_loss"] < results["train-125M"]["first_loss"]
     assert results["train-125M"]["compiled_gib"] > 0 < results["train-125M"]["planned_gib"]
-    assert 0 < results["kernels"]["max_error"] < 0.05
+    assert all(case["errors"] for case in results["kernels"]["cases"])
+    assert 0 <= results["kernels"]["max_error"] < 0.05  # 0 on processors without AVX-512
     assert results["resume"]["resumed_from"] == 8 and results["resume"]["is_identical"]
     assert results["resume"]["relative_difference"] == 0.0 and results["resume"]["events"] == []
     assert results["evaluation"]["tokens_per_second"] > 0

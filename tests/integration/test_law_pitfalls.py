@@ -108,7 +108,7 @@ def test_05_huber_delta_is_printed_and_changes_the_fit():
     narrow.backtester = None  # it would be computed to print the fit
     assert narrow.params["beta"] == pytest.approx(absolute.params["beta"], abs=1e-3)
     assert wide.params == pytest.approx(squares.params, rel=1e-5)
-    assert "huber delta 1e-07" in str(narrow)
+    assert "huber (delta 1e-07)" in str(narrow)
 
 
 def test_06_squares_and_huber_are_different_estimators():

@@ -207,7 +207,7 @@ def _compare_limits(sweep: summary.SweepSummary) -> Markup:
     if len(limits) < 2:
         return Markup()
     values = [f"{style.format_parameter(law.params['E'])} ({name})" for name, law in limits.items()]
-    text = f"Why E differs: {', '.join(values)}. E lies far beyond these runs."
+    text = f"Why E differs: {', '.join(values)}. E is a limit far beyond these runs."
     unknown = [name for name, law in limits.items() if not is_limit_determined(law)]
     if unknown:
         text += (
