@@ -261,7 +261,7 @@ def _isoflop_size(
 
 
 def _describe_division(name: str, law_fit: fit.Fit, best: compute_optimal.Allocation) -> str:
-    """Return the loss of a divided budget, its interval."""
+    """Return the loss of a divided budget with its interval."""
     loss = f"The {name} law gives this division and no loss."
     if np.isfinite(best.loss):
         estimate = law_fit.predict(best.n, best.d)
