@@ -15,6 +15,7 @@ JAX.
     early_stopping.py     steps of evaluations, the best one, early stopping
     lm_eval_harness.py    adapter for lm-evaluation-harness
     harness/              tasks of lm-evaluation-harness by name
+    task_files/           lines of task files, and the versions of the files
     minimal_pairs/        files of minimal pairs, and their results per paradigm
     baselines/            n-gram models, bag of words, and tests against them
 """

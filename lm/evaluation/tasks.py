@@ -39,21 +39,21 @@ test and training lines of its task.
 
 import dataclasses
 import difflib
+import functools
 import glob
 import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lm.config import field_names, value_checks
-from lm.data.sources import chat, example_formats, readers, synthetic_tasks, uri
+from lm.data.sources import chat, example_formats, synthetic_tasks, uri
 from lm.evaluation.minimal_pairs import pair_files
+from lm.evaluation.task_files import task_lines
 
-SPLITS = ("test", "valid")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 MATCHES = ("strict", "squad", "number")
 DEFAULT_SYNTHETIC_EXAMPLES = 100
 MAX_INSTANCES = 5000  # of a synthetic task; their generation takes a second
@@ -73,14 +73,6 @@ _PAIR_FIELDS = {name: (_FIELDS | _FILE_FIELDS)[name] for name in ("n", "seed", "
 _PAIR_FIELDS["space"] = uri.number(int, 0, 1)
 
 Example = example_formats.TaskExample
-
-
-class Line(NamedTuple):
-    """A line of a task file."""
-
-    where: str  # file and line
-    row: dict
-    task: str  # most specific name of its task, "" if it has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +144,20 @@ def load_tasks(names: str, field: str = "eval.tasks") -> list[Task]:
     field: field or flag that contains the names. A ValueError for an invalid name begins with it.
     """
     try:
-        return [load_task(name) for name in uri.split_names(names)]
+        task_names = tuple(uri.split_names(names))
+        return list(_load_unchanged(task_names, task_lines.file_versions(task_names)))
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _load_unchanged(names: tuple[str, ...], versions: tuple) -> tuple[Task, ...]:
+    """Return the tasks of the last call if their names and the versions of their files are equal.
+
+    A sweep loads its tasks several times per run, and large tasks take seconds.
+    """
+    del versions
+    return tuple(load_task(name) for name in names)
 
 
 def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
@@ -199,13 +202,15 @@ def _apply_chat_template(task: Task, template: str) -> Task:
         return task
     suffix = chat.TEMPLATES[template][1]
 
+    @functools.cache  # the labels of a classification are the answers of all its examples
     def with_suffix(answers: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(a.removeprefix(" ").removesuffix("\n") + suffix for a in answers)
 
     def render(example: Example) -> Example:
+        texts = {p: chat.render_prompt(template, p) for p in dict.fromkeys(example.prompts)}
         return dataclasses.replace(
             example,
-            prompts=tuple(chat.render_prompt(template, prompt) for prompt in example.prompts),
+            prompts=tuple(texts[prompt] for prompt in example.prompts),
             answers=with_suffix(example.answers),
             others=with_suffix(example.others),
         )
@@ -241,44 +246,55 @@ def _load_files(name: str, path: Path, values: dict[str, Any]) -> Task:
     examples, training_examples, are_translations = [], [], []
     for member in members if is_group else matches:
         task = _load_set(name, member, values)
-        group = member.name if is_group else ""
-        examples += [dataclasses.replace(e, group=group) for e in task.examples]
-        training_examples += [dataclasses.replace(e, group=group) for e in task.training_examples]
+        if is_group:
+            task = _with_group(task, member.name)
+        examples += task.examples
+        training_examples += task.training_examples
         are_translations.append(task.is_translation)
     return Task(name, examples, False, all(are_translations), training_examples=training_examples)
 
 
+def _with_group(task: Task, group: str) -> Task:
+    """Return the task with its examples as members of a group."""
+    parts = {
+        field: [dataclasses.replace(example, group=group) for example in getattr(task, field)]
+        for field in ("examples", "training_examples")
+    }
+    return dataclasses.replace(task, **parts)
+
+
 def _is_task_file(path: Path) -> bool:
-    return path.is_file() and path.name.endswith(SUFFIXES)
+    return path.is_file() and path.name.endswith(task_lines.SUFFIXES)
 
 
 def _load_set(name: str, path: Path, values: dict[str, Any]) -> Task:
     """Return a file or folder as a task: the selected examples, and those for its baseline."""
     only, n_shots, seed = values.get("only"), values.get("shots", 0), values.get("seed", 0)
-    file = path if path.is_file() else _split_file(name, path, values.get("split", ""))
-    lines = _read_lines(file, only)
+    file = path if path.is_file() else task_lines.split_file(name, path, values.get("split", ""))
+    lines = task_lines.read_lines(file, only)
     if not lines:
         selection = f" of {','.join(sorted(only))}" if only else ""
         raise ValueError(f"task {name}: {file} has no examples{selection}: use another file")
-    train_files = [train for suffix in SUFFIXES if (train := path / f"train{suffix}").exists()]
+    train_paths = [path / f"train{suffix}" for suffix in task_lines.SUFFIXES]
+    train_files = [train for train in train_paths if train.exists()]
     has_labels = any("label_name" in line.row for line in lines)
     is_translation = all("tgt" in line.row for line in lines)
     has_baseline = has_labels or is_translation  # of the training lines
     has_training = bool(train_files) and (n_shots > 0 or has_baseline)
-    train_lines = _read_lines(train_files[0], only) if has_training else []
-    labels = _labels_by_task(name, [*lines, *train_lines])
-    examples = _parse_lines(lines, labels)
+    train_lines = task_lines.read_lines(train_files[0], only) if has_training else []
+    labels = task_lines.labels_by_task(name, [*lines, *train_lines])
+    examples = task_lines.parse_lines(lines, labels)
     _validate_prompts(name, examples, values)
-    pools: dict[str, list[Line]] = {}
+    pools: dict[str, list[task_lines.Line]] = {}
     for line in train_lines:
         pools.setdefault(line.task, []).append(line)
     selected = []
     order = np.random.default_rng((seed, 3)).permutation(len(examples))
     for i in order[: values.get("n") or None]:
         task_name = lines[i].task
-        pool = pools.get(task_name, [])
+        pool = pools.get(task_name, []) if n_shots else []
         order_of_pool = np.random.default_rng((seed, 4, int(i))).permutation(len(pool))
-        solved = (_parse_line(pool[j], labels) for j in order_of_pool)
+        solved = (task_lines.parse_line(pool[j], labels) for j in order_of_pool)
         # A training line may be equal to the example.
         others = (shot for shot in solved if shot.prompts != examples[i].prompts)
         shots = list(itertools.islice(others, n_shots))
@@ -288,7 +304,7 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> Task:
         prefix = "".join(f"{e.prompts[e.right]}{e.answers[e.right]}\n\n" for e in shots)
         prompts = tuple(prefix + prompt for prompt in examples[i].prompts)
         selected.append(dataclasses.replace(examples[i], prompts=prompts, shots=prefix))
-    training_examples = _parse_lines(train_lines, labels) if has_baseline else []
+    training_examples = task_lines.parse_lines(train_lines, labels) if has_baseline else []
     return Task(name, selected, False, is_translation, training_examples=training_examples)
 
 
@@ -318,83 +334,3 @@ def _validate_shots(name: str, n_shots: int, n_available: int, source: str) -> N
             f"task {name}: shots={n_shots} needs {n_shots} training examples, but there are"
             f" {n_available} {source}: use shots={n_available}"
         )
-
-
-def _read_lines(file: Path, only: frozenset[str] | None) -> list[Line]:
-    """Return the lines of a file. If `only` is given, select the lines of these tasks."""
-    lines = []
-    for where, row in readers.read_json_lines(file):
-        names = list(example_formats.task_names(row).values())
-        if not only or only & set(names):
-            lines.append(Line(where, row, names[0] if names else ""))
-    return lines
-
-
-def _labels_by_task(name: str, lines: list[Line]) -> dict[str, list[str]]:
-    """Return the sorted labels of each classification task, by the name of the task.
-
-    Raises ValueError if a task has only one label.
-    """
-    labels: dict[str, set[str]] = {}
-    for where, row, task_name in lines:
-        if "label_name" in row:
-            try:
-                labels.setdefault(task_name, set()).add(example_formats.label(row))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}: correct the line") from None
-    for task_name, values in labels.items():
-        if len(values) < 2:
-            suffix = f" of {task_name}" if task_name else ""
-            raise ValueError(
-                f"task {name}: all lines{suffix} have the label {', '.join(values)}: a"
-                " classification needs at least two labels"
-            )
-    return {task_name: sorted(values) for task_name, values in labels.items()}
-
-
-def _parse_line(line: Line, labels: dict[str, list[str]]) -> Example:
-    return example_formats.parse_example(line.row, line.where, labels.get(line.task))
-
-
-def _parse_lines(lines: list[Line], labels: dict[str, list[str]]) -> list[Example]:
-    """Return the examples of lines. Mark multiple choices that are equal in all lines of a task."""
-    parsed = [_parse_line(line, labels) for line in lines]
-    examples = [dataclasses.replace(example, question=example.prompts[0]) for example in parsed]
-    choices: dict[str, list[frozenset[str]]] = {}
-    for line, example in zip(lines, examples, strict=True):
-        if len(example.answers) > 1:
-            choices.setdefault(line.task, []).append(frozenset(example.answers))
-    fixed = {task for task, sets in choices.items() if len(sets) > 1 and len(set(sets)) == 1}
-    return [
-        dataclasses.replace(example, has_fixed_choices=True)
-        if line.task in fixed and len(example.answers) > 1
-        else example
-        for line, example in zip(lines, examples, strict=True)
-    ]
-
-
-def _split_file(name: str, folder: Path, split: str) -> Path:
-    """Return the file of a split in a folder. If split is "", use test, or valid without test.
-
-    Raises ValueError if there is no such file or folder.
-    """
-    for stem in (split,) if split else SPLITS:
-        for suffix in SUFFIXES:
-            if (folder / f"{stem}{suffix}").exists():
-                return folder / f"{stem}{suffix}"
-    if folder.is_dir() and not split:
-        subfolders = sorted({p.parent.name for s in SUFFIXES for p in folder.glob(f"*/test{s}")})
-        names = ", ".join(subfolders[:5]) or "none"
-        names += f" and {len(subfolders) - 5} more" if len(subfolders) > 5 else ""
-        group = f" (file:{folder}/* is the group of all)" if subfolders else ""
-        raise ValueError(
-            f"task {name}: {folder} has no test.jsonl; subfolders that have it: {names}{group}"
-        )
-    if not folder.is_dir():
-        siblings = [f"file:{p}" for p in sorted(folder.parent.glob("*"))]
-        message = "task " + field_names.suggest_names(f"file:{folder}", siblings or ["file:FOLDER"])
-        with_space = [p for p in siblings if p.startswith(f"file:{folder} ")]
-        if with_space:
-            message += f" A name with a space needs quotes: '\"{with_space[0]}\"'"
-        raise ValueError(message)
-    raise ValueError(f"task {name}: {folder} has no {split}.jsonl: use another split")
