@@ -16,9 +16,11 @@ prompts       all tasks at once, in two wordings, with other instructions: from 
 specialists   each classification and the paraphrases, from scratch and from the pre-trained weights
 
 my/tasks contains a folder per task of TASKS, and instructions with train.jsonl.gz,
-test_unseen_template.jsonl.gz and test_unseen_task.jsonl.gz. Models of the part prompts are tested
-on held-out items, on a wording that no prompt of the tuning has, and on UNSEEN kinds of tasks. All
-other runs stop when their held-out loss rises. lm/reports/transfer_analysis.py compares the runs.
+test_seen_task.jsonl.gz, test_unseen_template.jsonl.gz and test_unseen_task.jsonl.gz. Models of the
+part prompts are tested on held-out items, on wordings that no prompt of the tuning has, and on
+UNSEEN kinds of tasks. Of the instructions, the tests are the tasks with few different answers, of
+which the model chooses the most probable one. All other runs stop when their held-out loss rises.
+lm/reports/transfer_analysis.py compares the runs.
 
 Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training: 4 minutes at
 60K and 11 minutes at 1M on one busy CPU core. All parts of a size with three seeds have about
@@ -40,6 +42,7 @@ TASKS = {  # weight of each task in the part prompts
     **{"quora_paraphrase": 0.05, "instructions": 0.2},
 }
 UNSEEN = ("nli", "fact_checking", "big_bench_hard")  # categories that tuning never contains
+CHOICES = 10  # largest number of different answers of a task of the instructions that is tested
 STEPS = 1024
 FACTORS = (4 / 3, 8 / 3, 16 / 3)  # of the learning rate of the pre-training
 # Best factors of those that have been trained, 4/3 and 8/3: see experiments/log/ability_ladder.md.
@@ -145,9 +148,11 @@ def _prompts(parent: schema.Run, folder: str, method: str, factor: float) -> sch
     for wording in ("chat", "question"):  # the second is in no prompt of the tuning
         tests += [f"file:{folder}/{task}?template={wording}&n=500" for task in SHORT_TASKS]
     instructions = f"file:{folder}/instructions"
-    tests.append(f"{instructions}/test_unseen_template.jsonl.gz?template=chat")
+    for file in ("test_seen_task", "test_unseen_template"):
+        tests.append(f"{instructions}/{file}.jsonl.gz?template=chat&choices={CHOICES}")
     tests += [
-        f"{instructions}/test_unseen_task.jsonl.gz?template=chat&only={name}" for name in UNSEEN
+        f"{instructions}/test_unseen_task.jsonl.gz?template=chat&choices={CHOICES}&only={name}"
+        for name in UNSEEN
     ]
     run.eval.tasks = " ".join(tests)
     return run

@@ -30,6 +30,8 @@ Fields of synthetic tasks: their parameters, and
 Fields of files:
     split      name of the file (test)
     only       tasks, subjects or categories, separated by commas
+    choices    select the tasks with at most this number of different answers; the model chooses
+               among the answers of the task (default: all tasks; it must produce the answer)
     match      squad or number: rule that compares generated answers, see task_metrics.py
 
 Shots of a synthetic task are instances that are not held out. Shots of a file are lines of
@@ -56,6 +58,7 @@ from lm.evaluation.task_files import task_lines
 
 MATCHES = ("strict", "squad", "number")
 DEFAULT_SYNTHETIC_EXAMPLES = 100
+MAX_CHOICES = 1000  # of an example of a file
 MAX_INSTANCES = 5000  # of a synthetic task; their generation takes a second
 _FIELDS = {
     "shots": uri.count(uri.MAX_SHOTS),
@@ -67,6 +70,7 @@ _FIELDS = {
 _FILE_FIELDS = {
     "split": uri.text("the name of a split"),
     "only": uri.names(),
+    "choices": uri.number(int, 2, MAX_CHOICES),
     "match": uri.choice(MATCHES),
 }
 _PAIR_FIELDS = {name: (_FIELDS | _FILE_FIELDS)[name] for name in ("n", "seed", "split", "only")}
@@ -284,6 +288,8 @@ def _load_set(name: str, path: Path, values: dict[str, Any]) -> Task:
     train_lines = task_lines.read_lines(train_files[0], only) if has_training else []
     labels = task_lines.labels_by_task(name, [*lines, *train_lines])
     examples = task_lines.parse_lines(lines, labels)
+    if limit := values.get("choices", 0):
+        lines, examples = task_lines.choose_answers(name, lines, examples, limit)
     _validate_prompts(name, examples, values)
     pools: dict[str, list[task_lines.Line]] = {}
     for line in train_lines:

@@ -4,7 +4,9 @@
     file = task_lines.split_file("file:my/sst2", Path("my/sst2"), "test")
     lines = task_lines.read_lines(file)
     labels = task_lines.labels_by_task("file:my/sst2", lines)
-    task_lines.parse_lines(lines, labels)[0].answers       # (" negative\n", " positive\n")
+    examples = task_lines.parse_lines(lines, labels)
+    examples[0].answers                                    # (" negative\n", " positive\n")
+    task_lines.choose_answers("file:my/set", lines, examples, limit=5)
 
 Each line is a JSON object in one of the formats of lm/data/sources/example_formats.py.
 """
@@ -142,3 +144,52 @@ def parse_lines(
         )
         for line, example in zip(lines, examples, strict=True)
     ]
+
+
+def choose_answers(
+    name: str, lines: list[Line], examples: list[example_formats.TaskExample], limit: int
+) -> tuple[list[Line], list[example_formats.TaskExample]]:
+    """Return the lines and the examples of the tasks with 2 to `limit` different answers.
+
+    Each example becomes a choice among all answers of its task (rank classification: Sanh et al.
+    2021, arXiv:2110.08207). Examples that are choices stay as they are. Raises ValueError if no
+    example remains.
+    """
+    answers: dict[str, set[str]] = {}
+    for line, example in zip(lines, examples, strict=True):
+        if len(example.answers) == 1:
+            answers.setdefault(line.task, set()).update(example.answers)
+    chosen = []
+    for line, example in zip(lines, examples, strict=True):
+        if len(example.answers) > 1:
+            chosen.append((line, example))
+        elif 2 <= len(answers[line.task]) <= limit:
+            chosen.append((line, _choose_among(example, answers[line.task])))
+    if not chosen:
+        fewest = min(map(len, answers.values()))
+        raise ValueError(
+            f"task {name}: choices={limit} selects no example, because each task must have 2 to"
+            f" {limit} different answers, and here the smallest number is {fewest}: raise or remove"
+            " choices"
+        )
+    return [line for line, _ in chosen], [example for _, example in chosen]
+
+
+def _choose_among(
+    example: example_formats.TaskExample, answers: set[str]
+) -> example_formats.TaskExample:
+    """Return an example with one answer as a choice among answers.
+
+    Its other correct answers are no candidates.
+    """
+    right = example.answers[0]
+    candidates = sorted(answers - set(example.others) | {right})
+    return dataclasses.replace(
+        example,
+        prompts=example.prompts * len(candidates),
+        answers=tuple(candidates),
+        right=candidates.index(right),
+        chance=1 / len(candidates),
+        others=(),
+        has_fixed_choices=True,
+    )

@@ -80,3 +80,48 @@ def test_prompt_of_all_choices_is_rendered_once(folder, monkeypatch):
     task = tasks.load_task(f"file:{folder}?template=chat")
     assert len(task.examples[0].prompts) == 2
     assert len(rendered) == len(task.examples) + len(task.training_examples)
+
+
+def write_instructions(folder):
+    rows = [
+        *({"prompt": f"judge {i}", "target": t, "task": "judge"} for i, t in enumerate("yny")),
+        *({"prompt": f"name {i}", "target": t, "task": "name"} for i, t in enumerate("abcd")),
+        *({"prompt": f"same {i}", "target": "x", "task": "same"} for i in range(2)),
+        {"prompt": "other", "target": "y", "other_references": ["n"], "task": "judge"},
+        {"query": "q", "choices": ["a", "b", "c", "d", "e"], "answer": 1, "task": "given"},
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "test.jsonl").write_text(text)
+    return folder
+
+
+def test_answers_of_a_task_become_its_choices(tmp_path):
+    folder = write_instructions(tmp_path / "set")
+    task = tasks.load_task(f"file:{folder}?choices=3")
+    by_prompt = {example.question.strip(): example for example in task.examples}
+    assert sorted(by_prompt) == ["judge 0", "judge 1", "judge 2", "other", "q"]
+    judge = by_prompt["judge 1"]
+    assert [answer.strip() for answer in judge.answers] == ["n", "y"]
+    assert (judge.right, judge.chance, judge.has_fixed_choices) == (0, 0.5, True)
+    assert judge.prompts == (judge.prompts[0],) * 2
+    # Another correct answer is no wrong candidate, and given choices are kept.
+    assert [answer.strip() for answer in by_prompt["other"].answers] == ["y"]
+    assert len(by_prompt["q"].answers) == 5
+    more = tasks.load_task(f"file:{folder}?choices=4&only=name&template=chat")
+    assert {len(example.answers) for example in more.examples} == {4}
+    assert all(answer.endswith(more.stop) for answer in more.examples[0].answers)
+
+
+@pytest.mark.parametrize(
+    "query, message",
+    [
+        ("choices=2&only=name", "selects no example.*2 to 2 different.*smallest number is 4"),
+        ("choices=9&only=same", "selects no example.*smallest number is 1"),
+        ("choices=1", "choices=1 must be"),
+    ],
+)
+def test_choices_without_examples(tmp_path, query, message):
+    folder = write_instructions(tmp_path / "set")
+    with pytest.raises(ValueError, match=message):
+        tasks.load_task(f"file:{folder}?{query}")
