@@ -4,9 +4,9 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/ability_ladder.py:my/text,my/tasks,1M
     uv run python -m experiments.sweep --sweep=configs/sweeps/ability_ladder.py:my/text,my/tasks
 
-The argument is TEXT,TASKS,LARGEST. my/text contains a folder per source of WEIGHTS, with JSON
-Lines as in configs/ladder.py. The weights are the fractions of the words, so all sources are used
-equally often, and less than once. Each source has a held-out part: eval.loss.SOURCE is its loss.
+The argument is TEXT,TASKS,LARGEST. my/text contains a folder per source of WEIGHTS, with JSON Lines
+as in configs/ladder.py. The weights are the fractions of the words, so no source repeats more than
+another, and none is read completely. Each source has a held-out part: eval.loss.SOURCE is its loss.
 my/tasks/blimp contains minimal pairs, see lm/evaluation/minimal_pairs/pair_files.py. All branches
 are tested on all of them.
 

@@ -2,8 +2,9 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/ablations.py
 
-Parameters without embeddings equal those of "base" within 2%. Each variant has two seeds. A
-difference between variants means something only if it exceeds the difference between seeds.
+Parameters without embeddings equal those of "base" within 2%. Each variant has two seeds. The
+argument is the number of training tokens. A difference between variants means something only if it
+exceeds the difference between seeds.
 
 Hardware and time: 16 runs, about three minutes on two idle CPU cores.
 """

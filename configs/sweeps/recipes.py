@@ -14,8 +14,8 @@ The argument is a recipe and, after a comma, the training tokens. Pairs that ans
     bytes, bpe          BPE against bytes in bits per byte
 
 Each recipe has three learning rates and two seeds per size, so both recipes of a pair are tuned
-equally. compare selects the rate of a seed by the other seed. The recipes base and bytes are equal;
-each pair of a folder and a name is trained once.
+equally. `compare` selects the learning rate of a seed by the loss of the other seed. The recipes
+base and bytes have equal settings, but each has its own runs.
 
 Hardware and time: 30 runs per recipe (24 of deep and wide), six to twelve minutes on two idle CPU
 cores, so that a pair and its --decide end within an hour.

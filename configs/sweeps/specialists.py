@@ -12,8 +12,8 @@ uses the tasks of TASKS that exist there, and synthetic tasks without a folder. 
   on the task from scratch for as many steps. With the most examples, another model trains from
   scratch for as many FLOPs as pre-training and fine-tuning together.
 
-All runs stop when the held-out loss rises. notebooks/07_transfer.ipynb plots quality against
-examples, and the compute saved.
+All runs except the generalist before fine-tuning stop when the held-out loss rises.
+notebooks/07_transfer.ipynb plots quality against examples, and the compute saved.
 
 Hardware and time: about twenty minutes on two idle CPU cores.
 """

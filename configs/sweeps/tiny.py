@@ -2,6 +2,8 @@
 
     uv run python -m experiments.sweep --sweep=configs/sweeps/tiny.py
 
+The argument is the number of training tokens of each run.
+
 Hardware and time: about a minute on two CPU cores. The models learn little.
 """
 

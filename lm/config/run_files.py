@@ -1,4 +1,4 @@
-"""Names in the folders of runs and sweeps, which no run can have, and the rules for run names.
+"""Rules for run names, and the names of files and folders that no run can have.
 
     runs/SWEEP/RUN/config.json        "config.json" and "checkpoints" cannot be the name of a run
     check_run_name("name", "a/b")     # raises schema.ConfigError for an invalid name

@@ -5,9 +5,8 @@
     dataset.rows_of(7)             # source, epoch and row number of each row of step 7
 
 Row b of step s is training row g = s * B + b if B is constant, see data.batch_size_warmup.
-mixture.RowOrder maps g to a row of a token file. Row
-r of a file contains the tokens r*T to r*T + T inclusive. Legend: B batch, T seq_len, S = T + 1
-tokens, N rows.
+mixture.RowOrder maps g to a row of a token file. Row r of a file contains the tokens r*T to
+r*T + T inclusive. Legend: B batch, T seq_len, S = T + 1 tokens, N rows.
 """
 
 import hashlib

@@ -8,8 +8,9 @@ Tasks, the adapter for lm-evaluation-harness and LoadedModel.score use the same 
 formula, so their log-likelihoods are equal. score_answers has token ids as arguments. Requests are
 packed into few rows, and equal prompts are computed once. Each request in a row is a prompt without
 its last token, followed by each of its answers: the last token of the prompt and the answer without
-its last token. So each position of an answer has one target, the next token. An answer attends to
+its last token. Each position of an answer thus has one target, the next token. An answer attends to
 its prompt and to itself.
+
 Tensor names end in their axes: B rows, T time.
 """
 

@@ -6,10 +6,10 @@
     task_eval.to_columns(results)["task.copy?length=4.accuracy"]  # 0.4
 
 Each pair of prompt and answer is a separate segment in rows of data.seq_len tokens. The tokens are
-those of token_healing.py. scoring.score_pairs computes the same log-likelihoods: it
-computes equal prompts once, but needs an additional program. Sentences of minimal pairs are packed
-into shorter rows, because attention computes all pairs of positions of a row. Tensor names end in
-their axes: N rows or pairs, T time, 2 sentences.
+those of token_healing.py. scoring.score_pairs has the same results: it computes equal prompts only
+once, but needs an additional program. Sentences of minimal pairs are packed into shorter rows,
+because attention computes all pairs of positions of a row. Tensor names end in their axes: N rows
+or pairs, T time, 2 sentences.
 """
 
 import dataclasses

@@ -25,8 +25,8 @@ reason}. A result is a column without its metric: "task.brackets?depth=2" marks 
 task.brackets?depth=2.METRIC and task_se.brackets?depth=2.METRIC. evals.jsonl still has the numbers,
 and no reader returns them. Set it with `write_facts`, because facts.json has a checksum.
 
-The status is running, done, diverged, failed (an error) or lost (killed by a signal or with its
-machine). A lost run continues when it is started again.
+The status is running, done, diverged, failed (an error) or lost (ended by a signal or with its
+machine). A lost run continues when it is started again. status.py calls it interrupted or crashed.
 
 JSON files are replaced atomically. Files that end in .jsonl are append-only. If two attempts wrote
 a line for the same step, readers use the line of the later attempt. Lines of weights that an

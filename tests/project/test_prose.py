@@ -298,3 +298,35 @@ def test_notebooks_name_existing_modules():
         return names
 
     assert not failures(NOTEBOOKS, missing)
+
+
+LINK = re.compile(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)|src=\"(?!http)([^\"]+)()\"")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+
+def markdown(path: pathlib.Path) -> str:
+    """Return the text of a page, or of the Markdown cells of a notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+def anchors(path: pathlib.Path) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub names them."""
+    titles = [re.sub(r"[^\w\- ]", "", title.lower()) for title in HEADING.findall(markdown(path))]
+    return {title.strip().replace(" ", "-") for title in titles}
+
+
+def test_links_between_pages_exist():
+    def broken(path):
+        links = [(link or image, anchor) for link, anchor, image, _ in LINK.findall(markdown(path))]
+        targets = [(path.parent / file if file else path, anchor) for file, anchor in links]
+        return [
+            (target.name, anchor)
+            for target, anchor in targets
+            if not target.exists() or (anchor and anchor not in anchors(target))
+        ]
+
+    assert not failures([*PAGES, *ROOT.glob("experiments/log/*.md"), *NOTEBOOKS], broken)

@@ -1,4 +1,6 @@
-"""Set of 64-bit hashes on disk: a set in memory, and sorted files (runs) that are merged.
+"""Set of 64-bit hashes on disk: a set in memory, and sorted files that are merged.
+
+Each sorted file is called a run, as in merge sort. It is not a training run.
 
     hashes = HashRuns(Path("folder"))
     hashes.add([3, 5])

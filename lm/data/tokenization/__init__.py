@@ -1,4 +1,4 @@
-"""Use the tokenizers of lm/data/tokenizers.py for runs, published models and questions.
+"""Use the tokenizers of lm/data/tokenizers.py for runs, published models and prompts of tasks.
 
 bpe_training.py     train the tokenizer bpe:SIZE once
 run_tokenizer.py    tokenizer and vocabulary size of a run

@@ -20,7 +20,7 @@ model gives probability to tokenized texts only. Sources: Phan et al. 2024 (arXi
 Vieira et al. 2024 (arXiv:2412.03719). Generation selects one covering and continues after it. This
 method is known as token healing (Lundberg 2023).
 
-The first token of a question is tokenizer.start if the checkpoint defines it. Without it, an empty
+The first token of a prompt is tokenizer.start if the checkpoint defines it. Without it, an empty
 prompt and a conversation begin with tokenizer.end, and any other prompt begins with its text. These
 are the rules of lm-evaluation-harness, whose chat templates contain the first token.
 """

@@ -1,4 +1,4 @@
 """Goodness of fit: tests of the form of a law with the residuals of its rows.
 
-form_tests.py  outliers, curved residuals, runs of equal signs
+form_tests.py  outliers, curved residuals, sequences of residuals with equal signs
 """

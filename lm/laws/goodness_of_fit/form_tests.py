@@ -1,4 +1,6 @@
-"""Tests of the form of a law: outliers, curved residuals, and runs of equal signs.
+"""Tests of the form of a law: outliers, curved residuals, and the runs test of their signs.
+
+The runs test (Wald and Wolfowitz 1940) counts sequences of residuals with equal signs.
 
 Legend: n rows, p free parameters.
 """

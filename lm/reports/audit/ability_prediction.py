@@ -11,12 +11,12 @@ There are two methods, each with the regression of lm/laws/abilities/score_regre
                 2024, arXiv:2412.04403)
     direct      size and tokens predict the scores
 
-The method two_step is the main one. Draws of the scores contain the uncertainty of the loss, the
-differences between runs on these items. Each draw becomes a p-value for each task. The
-test statistic is (score - best baseline) / error, where the error of this paired difference is that
-of the tests stored in the runs. Then the rule of task_significance.py, which corrects for the
-number of tasks, selects the tasks above baseline of the draw. The probability of a task is the
-fraction of draws that select the task.
+The method two_step is the main one. Draws of the scores contain the uncertainty of the loss and the
+differences between runs on these items. Each draw becomes a p-value for each task. The test
+statistic is (score - best baseline) / error, where the error of this paired difference is that of
+the tests stored in the runs. Then the rule of task_significance.py, which corrects for the number
+of tasks, selects the tasks above baseline of the draw. The probability of a task is the fraction of
+draws that select the task.
 
 For comparison, the entry contains the outcome of the previous size and the base rate: the fraction
 of tasks that the previous size has above baseline. All are later compared by their Brier score, see

@@ -4,7 +4,7 @@
     print(report)                                  # about ten lines
     recipe_report.write_comparison_page(report, "runs/compare")
 
-The function is `lm.compare` in notebooks.
+`lm.compare` is compare_rows.
 """
 
 from collections.abc import Sequence

@@ -10,14 +10,16 @@ The methods of a run on conversations, of which it has one task or several:
     from scratch, from scratch on all      from random weights, with as many steps: equal FLOPs
     from scratch, total FLOPs              with the FLOPs of pre-training and tuning together
 
-Of the runs of a seed that differ in their learning rate, the one with the lowest held-out loss
-counts. Runs on fewer training examples of the task are left out.
+Among the runs of a seed with several learning rates, only the run with the lowest held-out loss is
+used. Runs on fewer training examples of the task are left out.
+
 Scores are BLEU of generated translations, else accuracy in percent. The standard error of a mean
 over seeds contains the error of the test items, which all seeds share, and the variance between
 seeds. This variance is pooled over the sizes and methods of a task. Test items are assumed to be
 independent between methods, which overestimates the error of a gain. A gain pays from the smallest
 size at which this gain and those of all larger sizes are significant: Student's t, level LEVEL,
-corrected for the number of sentences (Bonferroni). Without a second seed, nothing is tested.
+corrected for the number of comparisons (Bonferroni). A comparison is a task and two methods.
+Without a second seed, nothing is tested.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +40,7 @@ COMPARISONS = (
     (TUNED_ON_ALL, SCRATCH_ON_ALL),
 )
 N_ERRORS = 2  # standard errors that a gain in a figure must exceed
-LEVEL = 0.05  # of all two-sided tests of the sentences together
+LEVEL = 0.05  # of all two-sided tests of the comparisons together
 
 
 def is_tuned_on_prompts(row: Mapping) -> bool:
@@ -138,7 +140,7 @@ def describe_gains(
 
 
 def _describe_curve(
-    curve: Sequence[Mapping], n_sentences: int, format_size: Callable[[float], str]
+    curve: Sequence[Mapping], n_comparisons: int, format_size: Callable[[float], str]
 ) -> str:
     """Return the sentence of one task and comparison. curve: smallest size first."""
     last = curve[-1]
@@ -148,8 +150,8 @@ def _describe_curve(
     degrees = last["seed_degrees"]
     if not degrees:
         return f"{pair} is not tested, because each size has one seed ({gain}, over items alone)"
-    size = paying_size(curve, _critical_errors(n_sentences, degrees))
-    n_errors = _critical_errors(n_sentences * len(curve), degrees)
+    size = paying_size(curve, _critical_errors(n_comparisons, degrees))
+    n_errors = _critical_errors(n_comparisons * len(curve), degrees)
     harmed = [
         format_size(point["size"])
         for point in curve

@@ -25,9 +25,9 @@ def transfer_gains(sweep: summary.SweepSummary) -> Markup:
     note = (
         "BLEU of generated translations, else accuracy in percent, with one standard error over"
         " test items and seeds. Each run has the learning rate with the lowest held-out loss. A"
-        " gain pays from the size at which it and those of all larger sizes are significant at 5%,"
-        " corrected for the number of sentences. Seeds of any size determine the variance between"
-        " seeds; without them, nothing is tested."
+        " gain pays from the smallest size at which it and the gain of each larger size are"
+        " significant at 5%, corrected for the number of comparisons (a task and two methods)."
+        " Seeds of any size determine the variance between seeds; without them, nothing is tested."
     )
     return html.join_html(
         [
