@@ -290,7 +290,13 @@ def format_lines(comparison: RecipeComparison) -> list[str]:
     level = f"{1 - comparison.options.error / comparison.options.n_candidates:.3g}"
     unit = paired_runs.COSTS[comparison.cost]
     lines = [f"verdict: {comparison.verdict}, {VERDICTS[comparison.verdict]}"]
-    if comparison.is_different:
+    average = comparison.average[comparison.cost]
+    if comparison.is_different and average.lo <= 1 <= average.hi:
+        if comparison.verdict == "grows":
+            recipe = "B" if comparison.slope.value > 0 else "A"
+            lines[0] += f"; {recipe} is better at the largest size"
+        lines[0] += "; the middle of the ladder is undecided"
+    elif comparison.is_different:
         lines[0] += f"; {comparison.better} is better in the middle of the ladder"
     lines.append(
         f"m: factor by which A needs more cost to reach the loss of B ({comparison.selection.y});"

@@ -1,5 +1,6 @@
 """Tests of the verdict about two recipes."""
 
+import dataclasses
 import json
 import math
 
@@ -45,6 +46,16 @@ def test_comparison_states_crossing_and_probability():
     assert any(line.startswith("crossing: m is 1 at") for line in lines)
     assert len(lines) <= 14
     assert json.loads(json.dumps(comparison.to_dict()))["verdict"] == "reverses"
+
+
+@pytest.mark.parametrize(("slope", "better"), [(0.06, "B"), (-0.06, "A")])
+def test_text_names_no_better_recipe_of_an_uncertain_middle(slope, better):
+    comparison = compare(5 * slope, slope)
+    uncertain = {comparison.cost: recipe_verdict.Multiplier(0.93, 0.6, 1.4)}
+    text = str(dataclasses.replace(comparison, average=uncertain))
+    middle = "the middle of the ladder is undecided"
+    assert f"; {better} is better at the largest size; {middle}\n" in text
+    assert f"; {better} is better in the middle of the ladder\n" in str(comparison)
 
 
 def test_more_candidates_and_repeated_tests_widen_intervals():
