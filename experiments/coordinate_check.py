@@ -16,7 +16,7 @@ import re
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, next_command, progress_view
 from lm.config import schema
 
 _CONFIG = cli.config_flag()
@@ -56,7 +56,7 @@ def measure(run: schema.Run) -> list[dict]:
     deep_shapes = [(base.d_model, int(factor) * base.n_layers) for factor in _DEPTHS.value]
     rows = []
     for seed in range(_SEEDS.value):
-        text = dataset.open_dataset(run.data, seed, console.preparing)
+        text = dataset.open_dataset(run.data, seed, progress_view.preparing)
         batches = [text.batch(step) for step in range(_STEPS.value + 1)]
         for rule in _RULES.value:
             for width, depth in dict.fromkeys(wide_shapes + deep_shapes):

@@ -25,7 +25,14 @@ import pathlib
 
 from absl import flags
 
-from experiments.common import cli, console, harness_tasks, next_command, published_models
+from experiments.common import (
+    cli,
+    console,
+    harness_tasks,
+    next_command,
+    progress_view,
+    published_models,
+)
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _SOURCES = flags.DEFINE_string("sources", None, "JSON of sources and weights; default: of the run")
@@ -226,7 +233,7 @@ def _evaluate_text(stored_run, run, sources: dict[str, float] | None) -> None:
     from lm.training import loaded_model
 
     stored_run.data = dataclasses.replace(stored_run.data, seq_len=run.data.seq_len)
-    text, parts = evaluation_text.open_evaluation_text(stored_run, sources, console.preparing)
+    text, parts = evaluation_text.open_evaluation_text(stored_run, sources, progress_view.preparing)
     mesh.initialize_devices()
     run = loaded_model.fit_to_devices(run, is_sharded_on_cpu=True)
     program, state = loaded_model.restore_model(run, _STEP.value)
@@ -304,7 +311,9 @@ def _ngram_counts(run):
         if (counts := ngram_counts.load_recorded_counts(run, facts)) is not None:
             return counts
         path_permissions.check_sources(run, permissions)
-        text = dataset.open_dataset(evaluation_text.run_data(run), run.seed, console.preparing)
+        text = dataset.open_dataset(
+            evaluation_text.run_data(run), run.seed, progress_view.preparing
+        )
     except (ValueError, OSError) as error:
         console.print_line(f"note: no n-gram baselines without the training text: {error}")
         return None

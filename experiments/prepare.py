@@ -20,7 +20,7 @@ import time
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, next_command, progress_view
 from lm.config import validation
 
 _SWEEP = flags.DEFINE_string("sweep", "", "FILE[:ARG] with get_sweep([ARG]) that yields runs")
@@ -61,9 +61,8 @@ def main() -> int:
     submitted_tasks = {}  # sources whose tasks a cluster has not finished
     for run in runs:
         try:
-            manifests = corpus.prepare_corpus(
-                run.data, console.preparing, _NUM_WORKERS.value, verify_all=True, engine=engine
-            )
+            options = {"workers": _NUM_WORKERS.value, "verify_all": True, "engine": engine}
+            manifests = corpus.prepare_corpus(run.data, progress_view.preparing, **options)
         except datatrove_engine.TasksSubmitted as submitted:
             submitted_tasks |= dict.fromkeys(submitted.args)
             continue

@@ -8,7 +8,7 @@ uv run python -m experiments.show_batch --run=runs/quickstart/100K --step=70 --r
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, next_command, progress_view
 
 _CONFIG = cli.config_flag()
 _RUN = flags.DEFINE_string("run", "", "folder of a run, instead of --config")
@@ -35,7 +35,7 @@ def main() -> int:
             path_permissions.check_cache_folders(run, permissions)
         run = path_permissions.check_sources(run, permissions)
         run.data = evaluation_text.run_data(run)
-    text = dataset.open_dataset(run.data, run.seed, console.preparing)
+    text = dataset.open_dataset(run.data, run.seed, progress_view.preparing)
     batch, rows = text.batch(_STEP.value), text.rows_of(_STEP.value)
     weights = batch.get("weights")
     console.table(

@@ -109,7 +109,7 @@ def main() -> int:
     cli.join()
     if _WORKER.value:
         return run_worker(runs)
-    distributed.run_on_primary(lambda: launcher.validate_sweep(runs, console.preparing))
+    distributed.run_on_primary(lambda: launcher.validate_sweep(runs, progress_view.preparing))
     if warning:
         console.print_line(f"warning: {warning}")
     pending = distributed.run_on_primary(lambda: [run.name for run in launcher.pending(runs)])
@@ -246,7 +246,7 @@ def run_worker(runs: list[schema.Run]) -> int:
         workers.check_visible_devices()
     if not is_local:
         distributed.run_on_primary(
-            lambda: slurm.prepare_in_worker(runs, submission, console.preparing)
+            lambda: slurm.prepare_in_worker(runs, submission, progress_view.preparing)
         )
     train_pending(runs, submission, "always" if is_local else "children")
     distributed.run_on_primary(lambda: write_report_at_end(runs, submission))

@@ -32,7 +32,7 @@ def main() -> int:
     if distributed.run_on_primary(lambda: records.is_finished(run)):
         _print_ignored_fields(run)
     else:
-        text = loop.validate_session(run, console.preparing)
+        text = loop.validate_session(run, progress_view.preparing)
         _print_header(run, text)
         try:
             with progress_view.ProgressBars() as bars:

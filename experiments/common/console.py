@@ -346,19 +346,6 @@ def write_json_lines(path: str, rows: list[dict]) -> None:
     print_line(f"generated answers: {len(rows)}, written to {path}")
 
 
-def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
-    """Show the progress of preparing a source, on one line of a terminal.
-
-    n_bytes: of the text. share: fraction of the parts of the source, 0 to 1.
-    """
-    if console.is_terminal:
-        n_full = round(24 * share)
-        bar = "━" * n_full + "╌" * (24 - n_full)
-        amount = f"{documents:,} documents, {n_bytes / 1e6:,.1f} MB"
-        line = f"{bar} {share:4.0%}  {amount}  {source}"[: console.width - 1]
-        console.print(line.ljust(console.width - 1), markup=False, highlight=False, end="\r")
-
-
 def print_text(runs: list[schema.Run]) -> None:
     """Print the documents of each prepared source, and the conversations that do not fit a row.
 

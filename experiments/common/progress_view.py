@@ -1,4 +1,4 @@
-"""Progress bars of training runs, and the live status of a sweep."""
+"""Progress of training runs and of the preparation of text, and the live status of a sweep."""
 
 import time
 
@@ -11,6 +11,33 @@ from lm.config.schedules import batch_size_schedule
 from lm.runs import status
 
 SECONDS_PER_LINE = 10  # interval of progress lines without a terminal
+BAR_WIDTH = 24  # characters
+_line_times: dict[str, float] = {}  # kind of progress -> time of its last line without a terminal
+
+
+def preparing(source: str, documents: int, n_bytes: int, share: float) -> None:
+    """Show the progress of a source: one line of a terminal, or a line every few seconds.
+
+    n_bytes: of the text. share: fraction of the parts of the source, 0 to 1. This function is a
+    progress callback of corpus.prepare_corpus.
+    """
+    view, amount = console.console, f"{documents:,} documents, {n_bytes / 1e6:,.1f} MB"
+    if view.is_terminal:
+        n_full = round(BAR_WIDTH * share)
+        bar = "━" * n_full + "╌" * (BAR_WIDTH - n_full)
+        line = f"{bar} {share:4.0%}  {amount}  {source}"[: view.width - 1]
+        view.print(line.ljust(view.width - 1), markup=False, highlight=False, end="\r")
+    elif _is_due("preparation"):
+        console.print_line(f"preparing {source}: {share:.0%}, {amount}")
+
+
+def _is_due(kind: str) -> bool:
+    """Return True if the last line of this kind is old enough for the next one."""
+    now = time.monotonic()
+    if now - _line_times.setdefault(kind, now) < SECONDS_PER_LINE:
+        return False
+    _line_times[kind] = now
+    return True
 
 
 class ProgressBars:
@@ -20,7 +47,7 @@ class ProgressBars:
         self.has_terminal = console.console.is_terminal
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=BAR_WIDTH),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),

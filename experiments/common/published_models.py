@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import console, harness_tasks, next_command
+from experiments.common import console, harness_tasks, next_command, progress_view
 from lm.config import schema
 from lm.runs import filesystem
 
@@ -83,7 +83,7 @@ def evaluate(settings: schema.Run, seq_len: int | None, task_names: str, allow_p
         if model_records.is_evaluated(run):
             console.print_line(f"{run.name} has results: delete its folder to evaluate it again")
             continue
-        text = model_records.open_text(run, model, console.preparing)
+        text = model_records.open_text(run, model, progress_view.preparing)
         model_records.evaluate_model(run, model, text, evaluation, n_tokens.get(model.name))
         console.print_line(f"{run.name}: evaluated")
     _print_table(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, console
+from experiments.common import cli, console, progress_view
 from experiments.common.ladder_search import limits
 from lm.config import schema
 
@@ -102,7 +102,7 @@ def train_ladder(sweep: str, ladder, goal, train: Callable[[list[schema.Run]], N
     candidates = [cell.run(min(cell.runs)) for cell in ladder.cells]
     mesh.initialize_devices()
     deterministic.fix_threads(max(run.mesh.deterministic_shards for run in candidates))
-    launcher.validate_sweep(candidates, console.preparing)
+    launcher.validate_sweep(candidates, progress_view.preparing)
     device_mesh = mesh.make_mesh(candidates[0].mesh)
     peak = mesh.peak_flops_per_second(device_mesh, candidates[0].model.dtype)
     console.print_line(f"devices: {mesh.describe_devices(device_mesh)}")
