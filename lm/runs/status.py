@@ -40,9 +40,10 @@ def run_statuses(folder: str | Path) -> list[dict]:
     status            planned, running, stuck, done, diverged, failed, lost or unreadable. A stuck
                       run has a living process and writes no metrics. The records of an unreadable
                       run are damaged
-    state             status in more detail: planned, compiling, running, stuck, done, stopped (done
-                      before its planned steps), diverged, failed (an error), interrupted (a signal
-                      stopped it), crashed (killed, or lost with its machine) or unreadable
+    state             status in more detail: planned, compiling, running, evaluating, stuck, done,
+                      stopped (done before its planned steps), diverged, failed (an error),
+                      interrupted (a signal stopped it), crashed (killed, or lost with its machine)
+                      or unreadable
     step, steps       last logged step, planned number of steps
     share             fraction of the steps that are done, 0 to 1
     tokens_per_second, mfu            speed and model FLOPs utilization at the last log step
@@ -150,7 +151,8 @@ def _started_status(row: dict) -> dict:
         if last.get("step") != n_steps:  # the row of the last step is lost
             last = {"step": n_steps, "seconds": row.get("seconds", 0.0)}
     step = last.get("step", 0)
-    if status == "running" and metrics and _is_stuck(folder, metrics):
+    is_evaluating = status == "running" and _is_evaluating(row, folder, step)
+    if status == "running" and metrics and not is_evaluating and _is_stuck(folder, metrics):
         status = "stuck"
     is_over = status in records.TERMINAL_STATUSES
     tokens_per_second = _finite(last.get("tokens_per_second"))
@@ -161,7 +163,7 @@ def _started_status(row: dict) -> dict:
     return {
         "name": row["name"],
         "status": status,
-        "state": _state(row, status, metrics, step),
+        "state": "evaluating" if is_evaluating else _state(row, status, metrics, step),
         "step": step,
         "steps": row["steps"],
         "share": 1.0 if is_over else step / row["steps"],
@@ -205,11 +207,25 @@ def _finite(value: object) -> float | None:
     return value if records.is_finite(value) else None
 
 
+def _is_evaluating(row: dict, folder: Path, step: int) -> bool:
+    """Return True if an evaluation is due after the last log step and has no row yet.
+
+    It has no limit of time, because evaluations of many tasks take minutes and log no step.
+    """
+    if not step or not (row.get("data.heldout_fraction") or row.get("eval.tasks")):
+        return False
+    intervals = [row.get(name) for name in ("eval.interval", "eval.task_interval")]
+    if step != row["steps"] and not any(n and step % n == 0 for n in intervals):
+        return False
+    return all(evaluation["step"] != step for evaluation in records.load_evals(folder))
+
+
 def _is_stuck(folder: Path, metrics: list[dict]) -> bool:
-    """Return True if the last row of metrics is much older than the interval between rows."""
+    """Return True if the last row is much older than the interval between rows of metrics."""
     interval = metrics[-1]["seconds"] - (metrics[-2]["seconds"] if len(metrics) > 1 else 0.0)
-    seconds_since_append = time.time() - filesystem.last_append_time(folder / "metrics.jsonl")
-    return seconds_since_append > max(MIN_STUCK_SECONDS, STUCK_INTERVALS * interval)
+    names = "metrics.jsonl", "evals.jsonl"
+    last_append = max(filesystem.last_append_time(folder / name) for name in names)
+    return time.time() - last_append > max(MIN_STUCK_SECONDS, STUCK_INTERVALS * interval)
 
 
 def _newest_checkpoint(folder: Path) -> int | None:

@@ -34,9 +34,32 @@ def test_run_without_new_metrics_is_stuck(tmp_path):
     statuses = {run["name"]: run["status"] for run in status.run_statuses(folder)}
     assert statuses["toy/30K"] == "running"
     long_ago = time.time() - 1e5
-    os.utime(folder / "30K" / "metrics.jsonl", (long_ago, long_ago))
+    for file in ("metrics.jsonl", "evals.jsonl"):
+        os.utime(folder / "30K" / file, (long_ago, long_ago))
     statuses = {run["name"]: run["status"] for run in status.run_statuses(folder)}
     assert statuses["toy/30K"] == "stuck" and statuses["toy/60K"] == "done"
+
+
+def test_run_in_an_evaluation_is_not_stuck(tmp_path):
+    folder = made_up_sweep.sweep(tmp_path, predict=False)
+    records.write_facts(folder / "30K", status="running")
+    (folder / "30K" / "lock-1-a").write_text(lock._lock_contents(held=True))
+    evals = folder / "30K" / "evals.jsonl"
+    lines = evals.read_text().splitlines(keepends=True)
+    evals.write_text("".join(lines[:-1]))  # the final evaluation has no row yet
+    long_ago = time.time() - 1e5
+    for path in (evals, folder / "30K" / "metrics.jsonl"):
+        os.utime(path, (long_ago, long_ago))
+
+    def state():
+        (run,) = (run for run in status.run_statuses(folder) if run["name"] == "toy/30K")
+        return run["status"], run["state"]
+
+    assert state() == ("running", "evaluating")
+    evals.write_text("".join(lines))
+    assert state() == ("running", "running")  # the row of the evaluation is new
+    os.utime(evals, (long_ago, long_ago))
+    assert state() == ("stuck", "stuck")
 
 
 def test_hours_left_are_unknown_if_a_speed_is_unknown(tmp_path):
