@@ -55,7 +55,7 @@ def measure_run(size: str) -> tuple[dict[str, float], dict[str, float]]:
     """Return the QUANTITIES of this repository, and the best of each of PyTorch, in one run."""
     values = flags.FLAGS
     run = train_step.benchmark_run(size, values.set)
-    programs = train_step.make_programs(size, run, has_baselines=True)
+    programs = train_step.make_programs(size, run, "torch")
     answers = interleaved.time_interleaved(programs, values.rounds, values.seconds)
     n_tokens = run.data.batch_size * run.data.seq_len
     rows = [

@@ -1,8 +1,9 @@
-"""Time the train step, alone or interleaved with a PyTorch baseline: one JSON line per program.
+"""Time the train step, alone or interleaved with a baseline: one JSON line per program.
 
     uv run python -m experiments.benchmarks.train_step
     uv run python -m experiments.benchmarks.train_step --against=torch --torch=path/to/python
     uv run python -m experiments.benchmarks.train_step --size=M --set=model.dtype=bfloat16
+    uv run python -m experiments.benchmarks.train_step --set=model.remat=full --against=default
     uv run python -m experiments.benchmarks.train_step --size=M --profile=runs/trace
 
 Models have a byte vocabulary, 256 positions and AdamW. The gated MLP of this repository has
@@ -36,7 +37,12 @@ SHAPES = {
     "L": (512, 8, 8, 8),
 }
 _SIZES = flags.DEFINE_multi_string("size", list(SHAPES), "model size: S, M or L")
-_AGAINST = flags.DEFINE_enum("against", None, ["torch"], "baseline to measure as well")
+_AGAINST = flags.DEFINE_enum(
+    "against",
+    None,
+    ["torch", "default"],
+    "baseline to measure as well: PyTorch, or this repository without --set",
+)
 _TORCH = flags.DEFINE_string("torch", sys.executable, "Python executable that has torch")
 _KINDS = flags.DEFINE_multi_string(
     "kind", ["eager", "compiled"], "mode of the PyTorch baseline: eager or compiled"
@@ -90,7 +96,7 @@ def measure_size(size: str) -> list[dict]:
     ratio of equal rounds and its 95% interval.
     """
     run = benchmark_run(size, _SET.value)
-    programs = make_programs(size, run, has_baselines=bool(_AGAINST.value))
+    programs = make_programs(size, run, _AGAINST.value)
     answers = interleaved.time_interleaved(programs, _ROUNDS.value, _SECONDS.value)
     peaks = [answer["peak"] for answer in answers[0]]
     lines, round_seconds = [], []
@@ -111,13 +117,20 @@ def measure_size(size: str) -> list[dict]:
     return lines
 
 
-def make_programs(size: str, run: schema.Run, has_baselines: bool) -> list[interleaved.Program]:
-    """Return this repository, and with has_baselines PyTorch in each mode of --kind."""
-    command = [sys.executable, "-m", "experiments.benchmarks.train_step", "--worker"]
-    command += [f"--size={size}", *(f"--set={assignment}" for assignment in _SET.value)]
+def make_programs(size: str, run: schema.Run, against: str | None) -> list[interleaved.Program]:
+    """Return this repository and its baselines.
+
+    against: "torch" for PyTorch in each mode of --kind, "default" for this repository without
+    --set, None for no baseline.
+    """
+    default = [sys.executable, "-m", "experiments.benchmarks.train_step", "--worker"]
+    default.append(f"--size={size}")
+    command = [*default, *(f"--set={assignment}" for assignment in _SET.value)]
     environment = {"GLIBC_TUNABLES": cli.MALLOC}
     programs = [interleaved.Program("this repository", command, environment)]
-    if has_baselines:
+    if against == "default":
+        programs.append(interleaved.Program("default", default, environment))
+    if against == "torch":
         shape = json.dumps(dataclasses.asdict(run.model) | dataclasses.asdict(run.data))
         script = str(pathlib.Path(__file__).parent / "torch_train.py")
         for kind in _KINDS.value:
