@@ -15,7 +15,7 @@ Tensor names end in their axes: B rows, T time.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -57,14 +57,17 @@ def score_pairs(
     device_mesh: jax.sharding.Mesh,
     params: dict,
     pairs: Sequence[token_healing.TokenPair],
+    on_progress: Callable[[], None] | None = None,
 ) -> list[ScoredAnswer]:
     """Return the scores of the answers of token_healing.encode_pairs.
+
+    on_progress: called before each batch.
 
     If tokens span the boundary, the first number of nats is that of all these tokens, given the
     tail of the prompt. Raises ValueError if an answer has more than data.seq_len tokens.
     """
     prompts, answers = [pair.prompt for pair in pairs], [pair.answer for pair in pairs]
-    scored = score_answers(run, device_mesh, params, prompts, answers)
+    scored = score_answers(run, device_mesh, params, prompts, answers, on_progress)
     merged = coverings.merge_spanning_tokens(
         run, device_mesh, params, pairs, [(answer.nats, answer.hits) for answer in scored]
     )
@@ -80,11 +83,13 @@ def score_answers(
     params: dict,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
+    on_progress: Callable[[], None] | None = None,
 ) -> list[ScoredAnswer]:
     """Return the nats of the tokens of each answer after its prompt.
 
-    One call uses one compiled program. Its row length is a power of two or data.seq_len. Raises
-    ValueError for an empty prompt, or an answer of more than data.seq_len tokens.
+    One call uses one compiled program. Its row length is a power of two or data.seq_len.
+    on_progress: called before each batch. Raises ValueError for an empty prompt, or an answer of
+    more than data.seq_len tokens.
     """
     context = run.data.seq_len
     validate_prompts(prompts)
@@ -103,6 +108,8 @@ def score_answers(
     size = min(size, n_devices * decoding.next_power_of_two(-(-len(rows) // n_devices)))
     program = decoding.scoring_program(decoding.program_cache_key(run), device_mesh)
     for start in range(0, len(rows), size):
+        if on_progress is not None:
+            on_progress()
         batch, answer_slots = to_arrays(rows[start : start + size], answers, size, length)
         local_rows = mesh.local_rows(device_mesh, size)
         local_batch = {name: array[local_rows] for name, array in batch.items()}

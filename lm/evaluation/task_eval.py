@@ -6,8 +6,9 @@
     task_eval.to_columns(results)["task.copy?length=4.accuracy"]  # 0.4
 
 Each pair of prompt and answer is a separate segment in rows of data.seq_len tokens. The tokens are
-those of token_healing.py. scoring.score_pairs has the same results: it computes equal prompts only
-once, but needs an additional program. Sentences of minimal pairs are packed into shorter rows,
+those of token_healing.py. scoring.score_pairs has the same results up to rounding: it computes
+equal prompts only once, but needs an additional program. It scores the choices of tasks that repeat
+at least MIN_REPEATED_TOKENS. Sentences of minimal pairs are packed into shorter rows,
 because attention computes all pairs of positions of a row. Tensor names end in their axes: N rows
 or pairs, T time, 2 sentences.
 """
@@ -22,14 +23,26 @@ import numpy as np
 from lm.config import schema
 from lm.data import dataset, packing, tokenizers
 from lm.data.tokenization import token_healing
-from lm.evaluation import coverings, decoding, generation, heldout, task_metrics, tasks
+from lm.evaluation import (
+    coverings,
+    decoding,
+    generation,
+    heldout,
+    scoring,
+    task_metrics,
+    tasks,
+)
 from lm.evaluation.baselines import paired_tests, task_baselines
 from lm.evaluation.minimal_pairs import pair_metrics
+from lm.parallel import mesh
 from lm.runs import records
 from lm.runs.items import task_items
 
 # Least number of tokens in a row of sentences. Fused kernels of accelerators need multiples of 128.
 MIN_PAIR_ROW, MIN_FUSED_ROW = 64, 128
+# Of prompts that several choices share. The compilation of a program takes as long as about 100
+# batches of training.
+MIN_REPEATED_TOKENS = 2**18
 PASSAGE_CHARACTERS = 100  # of a first line that several questions may share
 Results = dict[str, task_metrics.Metrics]  # task name -> metric -> {"value": ..., "se": ...}
 
@@ -75,14 +88,9 @@ def evaluate_tasks(
     """
     details = details or TaskDetails()
     encoded = [_encode_task(run, task, tokenizer) for task in task_list]
-    pairs = [
-        pair
-        for task in encoded
-        for choices in task.pairs
-        for pair in choices
-        if not task.task.is_pairs
-    ]
-    scores = iter(_score_pairs(run, device_mesh, score, params, tokenizer, pairs))
+    examples = [e for task in encoded if not task.task.is_pairs for e in task.pairs]
+    model = run, device_mesh, score, params, tokenizer
+    scores = iter(_score_examples(*model, examples, on_progress))
     results: Results = {}
     for task, choices_of_examples, n_truncated, n_skipped in encoded:
         metrics: task_metrics.Metrics = {
@@ -101,14 +109,15 @@ def evaluate_tasks(
             points = pair_metrics.compare_sentences(pair_scores.nats_N2, pair_scores.is_same_N)
             details.items.append(_make_items(task, points))
             continue
-        example_scores = [[next(scores) for _ in choices] for choices in choices_of_examples]
+        example_scores = [next(scores) for _ in choices_of_examples]
         points = np.array(list(map(task_metrics.example_accuracy, task.examples, example_scores)))
         details.items.append(_make_items(task, points))
         arguments = choices_of_examples, example_scores, points, tokenizer
         metrics |= _likelihood_metrics(task, *arguments)
         if task.generate:
-            model = run, device_mesh, params
-            texts = _generate(model, tokenizer, task, choices_of_examples, on_progress)
+            texts = _generate(
+                (run, device_mesh, params), tokenizer, task, choices_of_examples, on_progress
+            )
             metrics |= task_metrics.text_metrics(task, texts)
             details.answers += task_metrics.answer_rows(task, texts)
         results[task.name] = metrics
@@ -290,6 +299,47 @@ def _score_sentences(
     n_tokens = np.array([len(sentence.answer) for sentence in sentences])
     is_same = np.array([good.answer == bad.answer for good, bad in pairs])
     return pair_metrics.PairScores(nats.reshape(-1, 2), n_tokens.reshape(-1, 2), is_same)
+
+
+def _score_examples(
+    run: schema.Run,
+    device_mesh: jax.sharding.Mesh,
+    score: Callable,
+    params: dict,
+    tokenizer: tokenizers.Tokenizer,
+    examples: list[list[token_healing.TokenPair]],
+    on_progress: Callable[[], None] | None = None,
+) -> list[list[task_metrics.TokenScores]]:
+    """Return the scores of the answer tokens of each choice of each example."""
+    is_shared = [False] * len(examples)
+    # The scoring program divides the rows of a batch between devices, but not the positions.
+    if mesh.n_batch_devices(device_mesh) == device_mesh.size:
+        repeated = [_count_repeated_tokens(choices) for choices in examples]
+        if sum(repeated) >= MIN_REPEATED_TOKENS:
+            is_shared = [n > 0 for n in repeated]
+
+    def select(shared: bool) -> list[token_healing.TokenPair]:
+        return [
+            pair
+            for choices, is_chosen in zip(examples, is_shared, strict=True)
+            if is_chosen == shared
+            for pair in choices
+        ]
+
+    own = iter(_score_pairs(run, device_mesh, score, params, tokenizer, select(False)))
+    chosen = select(True)
+    scored = scoring.score_pairs(run, device_mesh, params, chosen, on_progress) if chosen else []
+    shared = (task_metrics.TokenScores(answer.nats, answer.hits) for answer in scored)
+    return [
+        [next(shared if is_chosen else own) for _ in choices]
+        for choices, is_chosen in zip(examples, is_shared, strict=True)
+    ]
+
+
+def _count_repeated_tokens(choices: list[token_healing.TokenPair]) -> int:
+    """Return the tokens of the prompts of an example that an earlier choice has too."""
+    prompts = [pair.prompt for pair in choices]
+    return sum(map(len, prompts)) - sum(map(len, set(prompts)))
 
 
 def _score_pairs(

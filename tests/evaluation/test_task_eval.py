@@ -196,6 +196,33 @@ def test_task_eval_and_scoring_agree(built):
     assert metrics["exact"]["value"] == np.mean([s.is_greedy for s in scored])
 
 
+def test_repeated_prompts_are_computed_once(built, monkeypatch):
+    run, program, params = built
+    names = [NAMES[0], "addition?digits=2&choices=5&n=20", "sort?choices=3&n=4&shots=2"]
+    task_list, tokenizer = [tasks.load_task(name) for name in names], tokenizers.ByteTokenizer()
+    batches = []
+
+    def evaluate(least):
+        batches.clear()
+        monkeypatch.setattr(task_eval, "MIN_REPEATED_TOKENS", least)
+        arguments = run, program.mesh, program.score, params, tokenizer, task_list
+        with jax.set_mesh(program.mesh):
+            return task_eval.evaluate_tasks(*arguments, on_progress=lambda: batches.append(1))
+
+    separate = evaluate(10**9)
+    assert not batches
+    scored = []
+    score_pairs = scoring.score_pairs
+    monkeypatch.setattr(scoring, "score_pairs", lambda *a: scored.extend(a[3]) or score_pairs(*a))
+    shared = evaluate(1)
+    assert len(batches) > 0
+    assert len(scored) == 20 * 5 + 4 * 3  # not the answers of the task without choices
+    assert shared.keys() == separate.keys()
+    for name in names:
+        for metric, numbers in separate[name].items():
+            assert shared[name][metric] == pytest.approx(numbers, rel=1e-4), (name, metric)
+
+
 def test_generate_adds_metrics_of_generated_answers(built):
     run, program, params = built
     task = tasks.load_task("copy?length=2&n=4&generate=1")
