@@ -160,6 +160,25 @@ def test_design_notebook_plans_from_a_sweep(tmp_path, monkeypatch):
     assert "next run: N = " in text and "gpu:h100:8" in html_tables(outputs)[0]
 
 
+def test_unfinished_runs_do_not_hide_the_records_of_transfer(tmp_path, monkeypatch):
+    """An interrupted sweep in ../runs has no result yet, and the records in data are complete."""
+    made_up_sweep.sweep(
+        tmp_path / "runs",
+        "ability_tuning",
+        status={"30K": ("failed", "")},
+        missing=tuple(made_up_sweep.SIZES)[1:],
+    )
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "data").symlink_to(ROOT / "notebooks" / "data")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.delenv("SWEEP_DIR", raising=False)
+    code = [cell.source for cell in read_notebook(path_of("transfer")).cells][1]
+    names: dict = {}
+    exec(code.replace("%matplotlib inline", ""), names)
+    archived = records.load_runs(ROOT / "notebooks" / "data" / "ability_tuning")
+    assert len(names["prompted"]) == len(archived) > 1
+
+
 @pytest.mark.slow
 def test_transfer_draws_all_three_sweeps(tmp_path, monkeypatch):
     made_up_sweep.tuned(tmp_path)

@@ -334,8 +334,11 @@ def math_text(text: str) -> str:
 
 
 def truncate_label(text: str, max_length=24) -> str:
-    """Truncate a label to max_length characters."""
-    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+    """Remove the middle of a label longer than max_length. Options at its end distinguish tasks."""
+    if len(text) <= max_length:
+        return text
+    n_last = (max_length - 1) // 2
+    return f"{text[: max_length - 1 - n_last]}…{text[-n_last:]}"
 
 
 def format_number(value: float) -> str:

@@ -251,7 +251,7 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
         "Dark: trained on this task alone. Colored: on all tasks at once.",
         "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps. Diamond:"
         " from scratch, FLOPs of pre-training and tuning. Dotted: the baseline in the title.",
-        "Bars: one standard error over test items and seeds.",
+        f"Bars: one standard error over {_error_sources(points)}.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
 
@@ -287,10 +287,18 @@ def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
         " from scratch with the same steps; dotted: minus from scratch with the FLOPs of both.",
         "Colored, solid: tuned on all tasks, minus from scratch on the task; dashed: minus from"
         " scratch on all tasks.",
-        "Filled: more than two standard errors from 0. Bars: one standard error over test items and"
-        " seeds.",
+        "Filled: more than two standard errors from 0. Bars: one standard error over"
+        f" {_error_sources(effects)}.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def _error_sources(points) -> str:
+    """Return the sources of the errors of points of pretraining_gain, for a caption."""
+    have_seeds = [point["seed_degrees"] > 0 for point in points]
+    if any(have_seeds):
+        return "test items and seeds" + ("" if all(have_seeds) else ", if a task has two seeds")
+    return "test items alone, because each size has one seed"
 
 
 def unseen_task_accuracy(points, theme=style.LIGHT) -> Figure:

@@ -56,7 +56,7 @@ def task_scores(rows: Sequence[Mapping]) -> list[dict]:
     (mean learning rate), "baseline", "baseline_name"}.
     """
     tuned_rows = [row for row in rows if is_tuned_on_prompts(row)]
-    steps = _tuned_steps(tuned_rows)
+    steps = _tuned_steps(rows)
     groups: dict[tuple[str, float, str], list[Mapping]] = {}
     for row in tuned_rows:
         for task in task_results.task_names([row]):
@@ -64,7 +64,10 @@ def task_scores(rows: Sequence[Mapping]) -> list[dict]:
                 key = task, row[records.N_PARAMS], _method(row, steps)
                 groups.setdefault(key, []).append(row)
     ordered = sorted(groups.items(), key=lambda item: _order(*item[0]))
-    points = [_score(*key, _best_by_seed(group)) for key, group in ordered]
+    labels = unique_labels(list(dict.fromkeys(task for task, _, _ in groups)))
+    points = [
+        {"task": labels[key[0]]} | _score(*key, _best_by_seed(group)) for key, group in ordered
+    ]
     return [
         _with_error(point, [p for p in points if p["task"] == point["task"]]) for point in points
     ]
@@ -82,6 +85,22 @@ def task_label(task: str) -> str:
     others = [f"{key}={value}" for key, value in options.items()]
     others += [wording] if wording != "chat" else []
     return f"{name} ({', '.join(others)})" if others else name
+
+
+def unique_labels(tasks: Sequence[str]) -> dict[str, str]:
+    """Return {task: label}. Tasks with the same `task_label` have their folders and options.
+
+    Such tasks may have other items: file:a/sst2?n=9 and file:b/sst2?n=9, or n=9 and n=500.
+    """
+    labels = {task: task_label(task) for task in tasks}
+    names = list(labels.values())
+    ambiguous = [task for task in tasks if names.count(labels[task]) > 1]
+    sources = {task: task.partition("?")[0] for task in ambiguous}
+    short_sources = short_names.shorten_sources(list(dict.fromkeys(sources.values())))
+    longer = {
+        task: task.replace(source, short_sources[source], 1) for task, source in sources.items()
+    }
+    return labels | longer
 
 
 def compare_methods(points: Sequence[Mapping]) -> list[dict]:
@@ -176,11 +195,16 @@ def _unit(point: Mapping) -> str:
 
 
 def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
-    """Return {(size, *sources): steps} of the fine-tuned runs."""
+    """Return {(size, *sources): largest steps} of the fine-tuned runs on conversations.
+
+    These runs need not be done. Without them, the shortest run from scratch has their steps.
+    """
+    runs = [row for row in rows if row.get("data.loss_on") == "answers"]
+    # The last run of a key counts: the shortest from scratch, or the longest fine-tuned run.
+    signs = {True: 1, False: -1}
+    runs.sort(key=lambda row: signs[transfer_analysis.is_finetuned(row)] * row["steps"])
     return {
-        (row[records.N_PARAMS], *transfer_analysis.learned(row)): row["steps"]
-        for row in rows
-        if transfer_analysis.is_finetuned(row)
+        (row.get(records.N_PARAMS), *transfer_analysis.learned(row)): row["steps"] for row in runs
     }
 
 
@@ -235,7 +259,6 @@ def _score(task: str, size: float, method: str, runs: Sequence[Mapping]) -> dict
     errors = scale * np.array([result["se"] for result in results if result])
     name, baseline = task_results.best_baseline(runs[0], task, metric)
     return {
-        "task": task_label(task),
         "size": size,
         "method": method,
         "metric": metric,

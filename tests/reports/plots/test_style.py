@@ -109,3 +109,11 @@ def test_legend_is_between_title_and_panel():
 def test_powers_of_ten_are_rounded_to_the_wanted_digits():
     assert style.power_of_ten(2.79e13, 2) == "2.8×10^13"
     assert style.power_of_ten(1.96e12, 1) == "2×10^12"
+
+
+def test_truncated_names_of_tasks_differ():
+    """Tasks of one file differ in their last option."""
+    tasks = [f"test_unseen_task?template=chat&only={name}" for name in ("nli", "fact_checking")]
+    names = {style.truncate_label(task, 32) for task in tasks}
+    assert len(names) == 2 and max(map(len, names)) == 32
+    assert style.truncate_label("x" * 24) == "x" * 24

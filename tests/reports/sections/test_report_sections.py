@@ -131,7 +131,7 @@ def test_each_law_has_its_own_limit():
     assert "Why E differs" not in law_section.law_section(one_law, "", "")
 
 
-def test_tables_of_many_runs_have_the_first_runs_and_a_link(toy):
+def test_tables_of_many_runs_have_the_largest_runs_and_a_link(toy):
     rows = [toy.rows[i % len(toy.rows)] | {"seed": i} for i in range(long_tables.MAX_RUNS + 1)]
     sweep = dataclasses.replace(toy, rows=rows)
     for html in (report_sections._runs(sweep), "".join(report_sections._settings(sweep))):

@@ -126,6 +126,40 @@ def test_labels_contain_the_wording_and_the_selection():
     assert {task: pretraining_gain.task_label(task) for task in labels} == labels
 
 
+@pytest.mark.parametrize("other", ["file:new/sst2?template=chat&n=500", OTHER + "0"])
+def test_tasks_with_equal_labels_are_not_mixed(other):
+    """Tasks of another folder or with another number of items have other items."""
+    columns = {f"eval.task.{OTHER}.accuracy": 0.5, f"eval.task.{other}.accuracy": 0.9}
+    tuned = prompt_row(1000, 5.0, "p/q", columns={f"eval.task.{OTHER}.accuracy": 0.6})
+    points = pretraining_gain.task_scores([tuned, prompt_row(1000, 5.0, columns=columns)])
+    gains = [g for g in pretraining_gain.compare_methods(points) if "sst2" in g["task"]]
+    assert [g["gain"] for g in gains] == pytest.approx([10])
+    assert len({p["task"] for p in points}) == 3
+
+
+@pytest.mark.parametrize("status", ["failed", None])
+def test_longer_run_from_scratch_needs_no_finished_tuned_run(status):
+    """The tuned run has failed, or has not started."""
+    scratch, longer = prompt_row(1000, 10.0), prompt_row(1000, 12.0, steps=600)
+    longer["eval.loss"] = 1.0
+    tuned = [prompt_row(1000, 5.0, "p/q") | {"status": status}] if status else []
+    points = pretraining_gain.task_scores([longer, *tuned, scratch])
+    scores = {p["method"]: p["value"] for p in points}
+    assert scores == {pretraining_gain.SCRATCH: 10, pretraining_gain.TOTAL_FLOPS: 12}
+
+
+@pytest.mark.parametrize(("n_seeds", "text"), [(1, "items alone"), (2, "items and seeds.")])
+def test_captions_state_the_sources_of_errors(n_seeds, text):
+    seeds = [row | {"seed": seed} for row in rows() for seed in range(n_seeds)]
+    points = pretraining_gain.task_scores(seeds)
+    effects = pretraining_gain.compare_methods(points)
+    for drawn in (
+        transfer.tuned_scores_vs_size(points),
+        transfer.pretraining_gain_vs_size(effects),
+    ):
+        assert text in " ".join(drawn.get_supxlabel().split())
+
+
 def test_figures_and_table_show_all_methods():
     points = pretraining_gain.task_scores(rows())
     lines = transfer_section._score_lines(points)
