@@ -60,10 +60,24 @@ def recipe(corpora: str, tasks: str, size: str) -> schema.Run:
     return run
 
 
-def get_sweep(argument: str = "data/corpora"):
+def split_argument(argument: str, defaults: Sequence[str]) -> list[str]:
+    """Return the values between commas. An empty or missing value is replaced by its default.
+
+    Raises ValueError for more values than defaults.
+    """
+    values = argument.split(",")
+    if len(values) > len(defaults):
+        raise ValueError(
+            f"argument={argument} has {len(values)} parts between commas: it has at most"
+            f" {len(defaults)}, see the docstring of the sweep"
+        )
+    values += [""] * (len(defaults) - len(values))
+    return [value or default for value, default in zip(values, defaults, strict=True)]
+
+
+def get_sweep(argument: str = ""):
     """Yield the trunk runs and cooldown branches for "TEXT,TASKS,LARGEST"."""
-    corpora, tasks, largest = [*argument.split(","), "", ""][:3]
-    largest = largest or SIZES[-1]
+    corpora, tasks, largest = split_argument(argument, ("data/corpora", "", SIZES[-1]))
     if largest not in SIZES:
         raise ValueError(f"size={largest} is not in the ladder: use one of {', '.join(SIZES)}")
     for size in SIZES[: SIZES.index(largest) + 1]:

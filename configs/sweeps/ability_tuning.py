@@ -3,9 +3,10 @@
     uv run python -m experiments.plan --sweep=configs/sweeps/ability_tuning.py:my/tasks,400K
     uv run python -m experiments.sweep --sweep=configs/sweeps/ability_tuning.py:my/tasks,400K
 
-The argument is TASKS,LARGEST,PARTS,RUNS. LARGEST is the largest size, 4M by default. PARTS are
-names of this list, separated by +, all by default. RUNS is the folder that contains ability_ladder,
-"runs" by default. It must exist: all models use the tokenizer of the ladder.
+The argument is TASKS,LARGEST,PARTS,RUNS. TASKS is a folder, data/tasks by default. LARGEST is the
+largest size, 4M by default. PARTS are names of this list, separated by +, all by default. RUNS is
+the folder that contains ability_ladder, "runs" by default. It must exist: all models use the
+tokenizer of the ladder.
 
 captions      English-German captions, from the pre-trained weights and from scratch, for equal
               numbers of steps, at each rate of FACTORS: the sweep of learning rates
@@ -49,14 +50,15 @@ FACTORS = (4 / 3, 8 / 3, 16 / 3)  # of the learning rate of the pre-training
 BEST = {"tuned": 8 / 3, "scratch": 8 / 3}
 
 
-def get_sweep(argument: str = "data/tasks") -> Iterator[schema.Run]:
+def get_sweep(argument: str = "") -> Iterator[schema.Run]:
     """Yield the runs of each size for "TASKS,LARGEST,PARTS,RUNS"."""
-    folder, largest, part_names, runs = [*argument.split(","), "", "", ""][:4]
-    parts = part_names.split("+") if part_names else PARTS
+    defaults = "data/tasks", ability_ladder.SIZES[-1], "+".join(PARTS), "runs"
+    folder, largest, part_names, runs = ability_ladder.split_argument(argument, defaults)
+    parts = part_names.split("+")
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"part={unknown[0]} does not exist: use one of {', '.join(PARTS)}")
-    parents = _pretrained_runs(largest, runs or "runs")
-    for size in ability_ladder.SIZES[: ability_ladder.SIZES.index(largest or "4M") + 1]:
+    parents = _pretrained_runs(largest, runs)
+    for size in ability_ladder.SIZES[: ability_ladder.SIZES.index(largest) + 1]:
         seeds = ability_ladder.SEEDS.get(size, (0, 1, 2))
         first, *others = (parents[f"{size}-seed{seed}" if seed else size] for seed in seeds)
         if "captions" in parts:

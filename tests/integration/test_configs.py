@@ -351,3 +351,29 @@ def test_ability_tuning_compares_at_equal_flops():
     assert not list(ability_tuning.get_sweep("tasks,60K,captions,runs"))[0].eval.n_completions
     with pytest.raises(ValueError, match="part=all does not exist: use one of captions"):
         list(ability_tuning.get_sweep("tasks,60K,all"))
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("a?.jsonl", "chat:a?.jsonl?cap=500"),
+        ("a.jsonl?template=task", "chat:a.jsonl?template=task&cap=500"),
+        ("a.jsonl?cap=9", "chat:a.jsonl?cap=9"),
+    ],
+)
+def test_instruction_tuning_keeps_the_options_of_its_file(file, source):
+    from configs import instruct
+
+    assert list(instruct.get_config(f",{file}").data.sources) == [source, "docs"]
+
+
+@pytest.mark.parametrize("name", ["ability_ladder", "ability_tuning"])
+def test_arguments_of_ability_sweeps_have_defaults_and_a_limit(name):
+    """An empty folder is the default, not the root of the disk. Superfluous parts are an error."""
+    sweep = importlib.import_module(f"configs.sweeps.{name}")
+    default, *_ = sweep.get_sweep(",10K")
+    assert all(":data/" in source for source in default.data.sources)
+    for argument in ("", ","):
+        assert next(iter(sweep.get_sweep(argument))).data == default.data
+    with pytest.raises(ValueError, match="has 6 parts between commas: it has at most"):
+        list(sweep.get_sweep("a,10K,captions,runs,b,c"))
