@@ -10,6 +10,7 @@ task_significance.py defines when a task is above baseline.
 """
 
 import functools
+import math
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
@@ -37,7 +38,8 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
     task, chance     name, and mean chance accuracy over the runs
     baseline, baseline_name
                      score and name of the best baseline of the last row
-    best_accuracy    highest mean accuracy of a size
+    best_score       highest mean score of a size, in the metric of the baseline: accuracy, or chrF
+                     of translations
     signal           standard deviation, over sizes, of the mean accuracy of each size
     sampling, checkpoint, seed
                      standard deviations of the noise components, see `noise_components`
@@ -67,15 +69,14 @@ def _verdict(
     evaluated = [row for row in rows if task_results.task_value(row, task) >= 0]
     sizes = sorted({row[records.N_PARAMS] for row in evaluated})
     groups = [[row for row in evaluated if row[records.N_PARAMS] == size] for size in sizes]
-    means = np.array(
-        [np.mean([task_results.task_value(row, task) for row in group]) for group in groups]
-    )
+    means = _means(groups, task)
     components = noise_components(evaluated, task, evals)
     training_noise = max(components["checkpoint"] or 0.0, components["seed"] or 0.0)
     noise = max(float(np.hypot(components["sampling"], training_noise)), 1e-9)
     signal = float(np.std(means))
     metric = task_results.baseline_metric(evaluated[-1], task)
     baseline_name, baseline = task_results.best_baseline(evaluated[-1], task, metric)
+    scores = _means(groups, task, metric)
     are_above = [all(task in above[row["name"]] for row in group) for group in groups]
     chances = [task_significance.chance_accuracy_of([row], task) for row in evaluated]
     return {
@@ -83,7 +84,7 @@ def _verdict(
         "chance": float(np.mean(chances)),
         "baseline": baseline,
         "baseline_name": baseline_name if metric == "accuracy" else f"{baseline_name} ({metric})",
-        "best_accuracy": float(means.max()),
+        "best_score": max(filter(np.isfinite, scores.tolist()), default=math.nan),
         "signal": signal,
         **components,
         "noise": noise,
@@ -92,6 +93,13 @@ def _verdict(
         if any(are_above) or not _is_below(groups, task)
         else "below baseline",
     }
+
+
+def _means(groups: Sequence[Sequence[dict]], task: str, metric: str = "accuracy") -> np.ndarray:
+    """Return the mean score of each size. groups: the rows of each size."""
+    return np.array(
+        [np.mean([task_results.task_value(row, task, metric) for row in group]) for group in groups]
+    )
 
 
 def _is_below(groups: Sequence[Sequence[dict]], task: str) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lm.reports import task_analysis
+from lm.reports.sections.abilities import task_section
 
 SIZES = (1e4, 3e4, 1e5, 3e5, 1e6)
 
@@ -143,7 +144,20 @@ def test_verdicts_use_the_largest_token_budget():
     branches = [row | branch for row in long]
     (mixed,) = task_analysis.task_verdicts([trunk, *short, *branches])
     (alone,) = task_analysis.task_verdicts(long)
-    assert mixed == alone and mixed["best_accuracy"] == 0.9
+    assert mixed == alone and mixed["best_score"] == 0.9
+
+
+def test_best_score_of_a_translation_has_the_metric_of_its_baseline():
+    runs = rows([0.0, 0.01], n=1000)
+    for chrf, row in zip((30.0, 40.0), runs, strict=True):
+        row |= {"eval.task.t.chrf": chrf, "eval.task.t.chrf_baseline_copy": 50.0}
+    (verdict,) = task_analysis.task_verdicts(runs)
+    assert (verdict["baseline"], verdict["baseline_name"]) == (50, "copy (chrf)")
+    assert verdict["best_score"] == 40
+    del runs[0]["eval.task.t.chrf"]  # a record of an earlier version
+    assert task_analysis.task_verdicts(runs)[0]["best_score"] == 40
+    assert "by chrF (0 to 100)" in " ".join(task_section._baseline_notes(runs))
+    assert "chrF" not in " ".join(task_section._baseline_notes(rows([0.1, 0.2])))
 
 
 def test_jump_needs_two_runs():

@@ -29,7 +29,7 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     lines = [_task(sweep, verdict) for verdict in task_analysis.task_verdicts(finished, evals)]
     two_digits = "{:.2g}".format
     formats = {
-        "best accuracy": "{:.3f}".format,
+        "best score": "{:.3f}".format,
         "baseline score": "{:.3f}".format,
         "predicted for the target": _format_prediction,
         "measured": "{:.3f}".format,
@@ -85,7 +85,7 @@ def _task(sweep: summary.SweepSummary, verdict: dict) -> dict[str, Any]:
         "task": short_names.shorten_task(verdict["task"]),
         "best baseline": verdict["baseline_name"],
         "baseline score": verdict["baseline"],
-        "best accuracy": verdict["best_accuracy"],
+        "best score": verdict["best_score"],
     }
     prediction = sweep.prediction or {}
     predictions = prediction.get("tasks")
@@ -127,6 +127,12 @@ def _baseline_notes(rows: Sequence[dict]) -> list[str]:
         f" discovery rate of {rate} over the tasks of a run (Benjamini-Hochberg)."
         f" {elements.short_run_name(row)}: {row['tasks.above_baseline']} of {row['tasks.n']} tasks."
     ]
+    names = task_results.task_names([row])
+    if any(task_results.baseline_metric(row, task) == "chrf" for task in names):
+        notes.append(
+            "Generated translations are compared with their baselines by chrF (0 to 100). All other"
+            " columns are of their accuracy, the fraction of exact answers."
+        )
     below = task_significance.tasks_below_baseline(row)
     if len(below) > MAX_BELOW:
         text = "see the verdicts of the table"
