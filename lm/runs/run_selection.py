@@ -103,6 +103,22 @@ class BudgetSelection(NamedTuple):
     is_complete: bool  # True if no run was removed for its token budget
     n_tokens: float | None  # the budget of all selected runs; None if it depends on the size
 
+    @property
+    def has_two_starts(self) -> bool:
+        """Return True if a size has fine-tuned runs and runs from scratch, which differ in text.
+
+        A cooldown branch restores the full state of its trunk run and is no fine-tuned run.
+        """
+        starts = {
+            (
+                row.get(records.N_PARAMS),
+                bool(row.get("start.run")) and row.get("start.restore") != "full_state",
+            )
+            for row in self.rows
+            if row.get("status") == "done"
+        }
+        return len(starts) > len({size for size, _ in starts})
+
 
 def largest_token_budget(runs: Sequence[dict], x: str = records.N_PARAMS) -> BudgetSelection:
     """Select runs with comparable token budgets, which a plot against x may join with a line.

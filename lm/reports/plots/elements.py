@@ -303,12 +303,12 @@ def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme) -
 
 
 def budget_note(selection: run_selection.BudgetSelection) -> str:
-    """Return the caption sentence about a selection of runs, "" if all runs were selected."""
-    if selection.is_complete:
-        return ""
-    if selection.n_tokens is None:
-        return "Only the runs of each size with the most tokens."
-    return f"Only runs on {style.format_si(selection.n_tokens)} tokens."
+    """Return caption sentences about a selection of runs, "" for all runs of one kind of start."""
+    budget = "Only the runs of each size with the most tokens."
+    if selection.n_tokens is not None:
+        budget = f"Only runs on {style.format_si(selection.n_tokens)} tokens."
+    starts = "Means over fine-tuned runs and runs from scratch." * selection.has_two_starts
+    return f"{'' if selection.is_complete else budget} {starts}".strip()
 
 
 def baseline_note() -> str:

@@ -267,6 +267,10 @@ def test_figures_against_size_use_one_token_budget_and_no_trunks(ladder):
     single_budget = [row for row in ladder if row["name"].endswith("1M")]
     selection = run_selection.largest_token_budget(single_budget)
     assert selection.rows == single_budget and elements.budget_note(selection) == ""
+    tuned = single_budget[0] | {"start.run": "another/run", "start.restore": "weights"}
+    note = "Means over fine-tuned runs and runs from scratch."
+    mixed = run_selection.largest_token_budget([*single_budget, tuned])
+    assert mixed.is_complete and elements.budget_note(mixed) == note
     plots = (
         task_accuracy.accuracy_vs_size,
         scaling.loss_by_source,
