@@ -225,7 +225,7 @@ def compute_saved_vs_size(points, theme=style.LIGHT) -> Figure:
 def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
     """Plot the score of each tuned task against size, a panel per task, a line per method.
 
-    points: result of pretraining_gain.task_scores. A score is BLEU or accuracy in percent.
+    points: result of pretraining_gain.task_scores.
     """
     tasks = list(dict.fromkeys(point["task"] for point in points))
     title = "Tuned on prompts: score by size"
@@ -241,12 +241,13 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
                 point = p["size"], p["value"]
                 elements.draw_point(axes, point, theme[color], theme, tip, p["se"], kind=kind)
         best = max(of_task, key=lambda point: point["size"])
-        axes.axhline(best["baseline"], color=theme["muted"], linewidth=1, linestyle=":")
+        if best["baseline_name"]:
+            axes.axhline(best["baseline"], color=theme["muted"], linewidth=1, linestyle=":")
         elements.set_scales(axes, records.N_PARAMS, "tasks")
-        unit = "BLEU" if best["metric"] == "bleu" else "%"
+        unit = pretraining_gain.UNITS.get(best["metric"], best["metric"])
         style.label_panels([axes], records.N_PARAMS, f"Score ({unit})", theme)
-        name = style.truncate_label(task, 32)
-        style.panel_title(axes, f"{name} ({best['baseline_name']})", theme)
+        suffix = f" ({best['baseline_name']})" if best["baseline_name"] else ""
+        style.panel_title(axes, style.truncate_label(task, 32) + suffix, theme)
     caption = [
         "Dark: trained on this task alone. Colored: on all tasks at once.",
         "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps. Diamond:"
@@ -279,7 +280,7 @@ def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
                 elements.draw_point(axes, point, theme[color], theme, tip, error, kind=kind)
         axes.axhline(0, color=theme["muted"], linewidth=1)
         elements.set_scales(axes, records.N_PARAMS, "tasks")
-        unit = "BLEU" if of_task[0]["metric"] == "bleu" else "points"
+        unit = pretraining_gain.gain_unit(of_task[0]["metric"])
         style.label_panels([axes], records.N_PARAMS, f"Gain ({unit})", theme)
         style.panel_title(axes, style.truncate_label(task, 32), theme)
     caption = [

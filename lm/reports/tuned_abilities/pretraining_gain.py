@@ -39,6 +39,8 @@ COMPARISONS = (
     (TUNED_ON_ALL, SCRATCH),
     (TUNED_ON_ALL, SCRATCH_ON_ALL),
 )
+BASELINE_METRICS = ("accuracy", "bleu", "chrf")
+UNITS = {"accuracy": "%", "bleu": "BLEU", "bits_per_byte": "bits per byte"}
 N_ERRORS = 2  # standard errors that a gain in a figure must exceed
 LEVEL = 0.05  # of all two-sided tests of the comparisons together
 
@@ -48,25 +50,28 @@ def is_tuned_on_prompts(row: Mapping) -> bool:
     return row["status"] == "done" and row.get("data.loss_on") == "answers"
 
 
-def task_scores(rows: Sequence[Mapping]) -> list[dict]:
+def task_scores(rows: Sequence[Mapping], metric: str = "") -> list[dict]:
     """Return the score of each task, size and method, with its best baseline.
 
-    Return a list of {"task" (short name), "size", "method", "metric" (bleu or accuracy), "value",
-    "se", "seed_degrees" (degrees of freedom of the variance between seeds), "n_runs" (seeds), "lr"
-    (mean learning rate), "baseline", "baseline_name"}.
+    metric: metric of the scores, such as bits_per_byte; by default BLEU of generated translations,
+    and the accuracy in percent of other tasks. Return a list of {"task" (short name), "size",
+    "method", "metric", "value", "se", "seed_degrees" (degrees of freedom of the variance between
+    seeds), "n_runs" (seeds), "lr" (mean learning rate), "baseline" (NaN if the metric has none),
+    "baseline_name"}.
     """
     tuned_rows = [row for row in rows if is_tuned_on_prompts(row)]
     steps = _tuned_steps(rows)
     groups: dict[tuple[str, float, str], list[Mapping]] = {}
     for row in tuned_rows:
         for task in task_results.task_names([row]):
-            if np.isfinite(task_results.task_value(row, task)):
+            if np.isfinite(task_results.task_value(row, task, metric or "accuracy")):
                 key = task, row[records.N_PARAMS], _method(row, steps)
                 groups.setdefault(key, []).append(row)
     ordered = sorted(groups.items(), key=lambda item: _order(*item[0]))
     labels = unique_labels(list(dict.fromkeys(task for task, _, _ in groups)))
     points = [
-        {"task": labels[key[0]]} | _score(*key, _best_by_seed(group)) for key, group in ordered
+        {"task": labels[key[0]]} | _score(*key, _best_by_seed(group), metric)
+        for key, group in ordered
     ]
     return [
         _with_error(point, [p for p in points if p["task"] == point["task"]]) for point in points
@@ -106,8 +111,9 @@ def unique_labels(tasks: Sequence[str]) -> dict[str, str]:
 def compare_methods(points: Sequence[Mapping]) -> list[dict]:
     """Return the gain of the first method of each of COMPARISONS over the second.
 
-    points: result of task_scores. Return a list of {"task", "size", "metric", "method", "other",
-    "gain", "gain_se", "seed_degrees"} for each task and size with both methods.
+    A gain is positive if the first method is better, also in bits per byte, where the lower value
+    is better. points: result of task_scores. Return a list of {"task", "size", "metric", "method",
+    "other", "gain", "gain_se", "seed_degrees"} for each task and size with both methods.
     """
     by_key = {(point["task"], point["size"], point["method"]): point for point in points}
     effects = []
@@ -115,6 +121,7 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
         for method, other in COMPARISONS:
             pair = [by_key.get((task, size, name)) for name in (method, other)]
             if pair[0] and pair[1]:
+                sign = -1 if pair[0]["metric"] == "bits_per_byte" else 1
                 effects.append(
                     {
                         "task": task,
@@ -122,7 +129,7 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
                         "metric": pair[0]["metric"],
                         "method": method,
                         "other": other,
-                        "gain": pair[0]["value"] - pair[1]["value"],
+                        "gain": sign * (pair[0]["value"] - pair[1]["value"]),
                         "gain_se": float(np.hypot(pair[0]["se"], pair[1]["se"])),
                         "seed_degrees": pair[0]["seed_degrees"],
                     }
@@ -164,7 +171,7 @@ def _describe_curve(
     """Return the sentence of one task and comparison. curve: smallest size first."""
     last = curve[-1]
     pair = f"{last['task']}: {last['method']} against {last['other']}"
-    gain = f"{last['gain']:+.1f} ± {last['gain_se']:.1f} {_unit(last)} at"
+    gain = f"{last['gain']:+.1f} ± {last['gain_se']:.1f} {gain_unit(last['metric'])} at"
     gain += f" {format_size(last['size'])}"
     degrees = last["seed_degrees"]
     if not degrees:
@@ -189,9 +196,9 @@ def _critical_errors(n_tests: int, degrees: int) -> float:
     return float(stats.t.isf(LEVEL / 2 / n_tests, degrees))
 
 
-def _unit(point: Mapping) -> str:
-    """Return the unit of a score."""
-    return "BLEU" if point["metric"] == "bleu" else "points"
+def gain_unit(metric: str) -> str:
+    """Return the unit of a gain. Accuracies in percent differ by points."""
+    return "points" if metric == "accuracy" else UNITS.get(metric, metric)
 
 
 def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
@@ -250,14 +257,17 @@ def _with_error(point: Mapping, points_of_task: Sequence[Mapping]) -> dict:
     return entry | {"se": float(error), "seed_degrees": degrees}
 
 
-def _score(task: str, size: float, method: str, runs: Sequence[Mapping]) -> dict:
+def _score(task: str, size: float, method: str, runs: Sequence[Mapping], metric: str = "") -> dict:
     """Return the score of one task, size and method, with its values. runs: one per seed."""
-    has_bleu = task_results.task_result(runs[0], task, "bleu") is not None
-    metric, scale = ("bleu", 1.0) if has_bleu else ("accuracy", 100.0)
+    if not metric:
+        metric = "bleu" if task_results.task_result(runs[0], task, "bleu") else "accuracy"
+    scale = 100.0 if metric == "accuracy" else 1.0
     results = [task_results.task_result(run, task, metric) for run in runs]
     values = scale * np.array([result["value"] for result in results if result])
     errors = scale * np.array([result["se"] for result in results if result])
-    name, baseline = task_results.best_baseline(runs[0], task, metric)
+    name, baseline = "", np.nan
+    if metric in BASELINE_METRICS:
+        name, baseline = task_results.best_baseline(runs[0], task, metric)
     return {
         "size": size,
         "method": method,

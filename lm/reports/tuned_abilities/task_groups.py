@@ -16,20 +16,23 @@ import numpy as np
 
 
 def group_scores(points: Sequence[Mapping], groups: Mapping[str, Sequence[str]]) -> list[dict]:
-    """Return the mean accuracy of each group, size and method that has all tasks of the group.
+    """Return the mean score of each group, size and method that has all tasks of the group.
 
     points: result of pretraining_gain.task_scores. groups: {name: labels of its tasks}. Raises
-    ValueError for a task without scores, and for a task whose metric is not accuracy.
+    ValueError for a task without scores, and for tasks with different metrics.
     """
     metrics = {point["task"]: point["metric"] for point in points}
     for name, tasks in groups.items():
-        for task in tasks:
-            if metrics.get(task) != "accuracy":
-                found = f"has the metric {metrics[task]}" if task in metrics else "has no scores"
-                raise ValueError(
-                    f"group {name}: the task {task} {found}: use tasks with accuracies, of"
-                    f" {', '.join(sorted(t for t, metric in metrics.items() if metric != 'bleu'))}"
-                )
+        if unknown := [task for task in tasks if task not in metrics]:
+            raise ValueError(
+                f"group {name}: the task {unknown[0]} has no scores: use tasks of"
+                f" {', '.join(metrics)}"
+            )
+        if len(found := sorted({metrics[task] for task in tasks})) > 1:
+            raise ValueError(
+                f"group {name}: its tasks have the metrics {', '.join(found)}: use tasks with the"
+                " same metric"
+            )
     by_key = {(point["task"], point["size"], point["method"]): point for point in points}
     keys = dict.fromkeys((point["size"], point["method"]) for point in points)
     means = []

@@ -171,3 +171,26 @@ def test_figures_and_table_show_all_methods():
         tips = [a.get_gid() for axes in drawn.axes for a in axes.get_children() if a.get_gid()]
         assert sum(str(tip).startswith("tip:") for tip in tips) >= 6
     assert transfer.tuned_scores_vs_size([], style.DARK) and transfer.pretraining_gain_vs_size([])
+
+
+def test_bits_per_byte_gain_if_they_fall():
+    bits = f"eval.task.{TASK}.bits_per_byte"
+    errors = f"eval.task_se.{TASK}.bits_per_byte"
+    pair = [
+        prompt_row(1000, 9.0, "p/parent", columns={bits: 1.5, errors: 0.1}),
+        prompt_row(1000, 9.0, columns={bits: 2.0, errors: 0.1}),
+    ]
+    without = prompt_row(4000, 9.0)  # a record without the metric
+    points = pretraining_gain.task_scores([*pair, without], metric="bits_per_byte")
+    assert [(p["size"], p["value"], p["metric"]) for p in points] == [
+        (1000, 1.5, "bits_per_byte"),
+        (1000, 2.0, "bits_per_byte"),
+    ]
+    assert np.isnan(points[0]["baseline"]) and not points[0]["baseline_name"]
+    (effect,) = pretraining_gain.compare_methods(points)
+    assert effect["gain"] == pytest.approx(0.5)
+    (sentence,) = pretraining_gain.describe_gains([effect])
+    assert "+0.5 ± 0.1 bits per byte" in sentence
+    figure = transfer.tuned_scores_vs_size(points, style.LIGHT)
+    (axes,) = [axes for axes in figure.axes if axes.get_ylabel()]
+    assert axes.get_ylabel() == "Score (bits per byte)"
