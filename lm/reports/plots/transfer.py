@@ -34,14 +34,21 @@ TUNING_LINES: dict[str, tuple[str, elements.Kind, str]] = {
     pretraining_gain.TUNED_ON_ALL: ("-", "filled", "second"),
     pretraining_gain.SCRATCH_ON_ALL: ("--", "open", "second"),
 }
-# Comparison (see pretraining_gain) -> line style, color of the theme.
-GAIN_LINES = dict(
-    zip(
-        pretraining_gain.COMPARISONS,
-        [("-", "ink"), (":", "ink"), ("-", "second"), ("--", "second")],
-        strict=True,
-    )
-)
+METHOD_NOTES = {
+    pretraining_gain.TUNED: "dark, filled: pre-trained, tuned on this task",
+    pretraining_gain.SCRATCH: "dark, open: on this task from scratch, same steps",
+    pretraining_gain.TOTAL_FLOPS: "diamond: from scratch, FLOPs of pre-training and tuning",
+    pretraining_gain.TUNED_ON_ALL: "colored, filled: pre-trained, tuned on all tasks",
+    pretraining_gain.SCRATCH_ON_ALL: "colored, open: on all tasks from scratch, same steps",
+}
+# Line style, color of the theme, and note in the caption of each comparison.
+GAIN_STYLES = [
+    ("-", "ink", "dark, solid"),
+    (":", "ink", "dark, dotted"),
+    ("-", "second", "colored, solid"),
+    ("--", "second", "colored, dashed"),
+]
+GAIN_LINES = dict(zip(pretraining_gain.COMPARISONS, GAIN_STYLES, strict=True))
 
 
 def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=style.LIGHT) -> Figure:
@@ -237,8 +244,11 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
             xs, ys = [p["size"] for p in curve], [p["value"] for p in curve]
             axes.plot(xs, ys, line, color=theme[color], linewidth=1.2)
             for p in curve:
-                tip = f"{style.format_si(p['size'])} {method}: {p['value']:.1f} ± {p['se']:.1f}"
-                point = p["size"], p["value"]
+                score = pretraining_gain.format_score(p)
+                tip, point = (
+                    f"{style.format_si(p['size'])} {method}: {score}",
+                    (p["size"], p["value"]),
+                )
                 elements.draw_point(axes, point, theme[color], theme, tip, p["se"], kind=kind)
         best = max(of_task, key=lambda point: point["size"])
         if best["baseline_name"]:
@@ -248,12 +258,13 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
         style.label_panels([axes], records.N_PARAMS, f"Score ({unit})", theme)
         suffix = f" ({best['baseline_name']})" if best["baseline_name"] else ""
         style.panel_title(axes, style.truncate_label(task, 32) + suffix, theme)
-    caption = [
-        "Dark: trained on this task alone. Colored: on all tasks at once.",
-        "Filled, solid: from pre-trained weights. Open, dashed: from scratch, same steps. Diamond:"
-        " from scratch, FLOPs of pre-training and tuning. Dotted: the baseline in the title.",
-        f"Bars: one standard error over {_error_sources(points)}.",
-    ]
+    methods = {point["method"] for point in points}
+    caption = [_sentence([text for name, text in METHOD_NOTES.items() if name in methods])]
+    if any(point["baseline_name"] for point in points):
+        caption[0] += " Dotted: the baseline in the title."
+    if any(point["metric"] == "bits_per_byte" for point in points):
+        caption.append("Bits per byte of the right answer: lower is better.")
+    caption.append(f"Bars: one standard error over {_error_sources(points)}.")
     return style.finish_figure(figure, panels[0], caption, theme)
 
 
@@ -267,15 +278,15 @@ def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
     figure, panels = style.new_panels(title, len(tasks), theme, columns=3)
     for axes, task in zip(panels, tasks, strict=False):
         of_task = sorted((g for g in effects if g["task"] == task), key=lambda gain: gain["size"])
-        for (method, other), (line, color) in GAIN_LINES.items():
+        for (method, other), (line, color, _) in GAIN_LINES.items():
             curve = [g for g in of_task if (g["method"], g["other"]) == (method, other)]
             xs, ys = [g["size"] for g in curve], [g["gain"] for g in curve]
             axes.plot(xs, ys, line, color=theme[color], linewidth=1.2)
             for g in curve:
                 is_significant = abs(g["gain"]) > pretraining_gain.N_ERRORS * g["gain_se"]
                 kind = "filled" if is_significant else "open"
-                tip = f"{style.format_si(g['size'])}, {method} − {other}: {g['gain']:+.1f}"
-                tip += f" ± {g['gain_se']:.1f}"
+                gain = pretraining_gain.format_gain(g)
+                tip = f"{style.format_si(g['size'])}, {method} against {other}: {gain}"
                 point, error = (g["size"], g["gain"]), g["gain_se"]
                 elements.draw_point(axes, point, theme[color], theme, tip, error, kind=kind)
         axes.axhline(0, color=theme["muted"], linewidth=1)
@@ -283,15 +294,22 @@ def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
         unit = pretraining_gain.gain_unit(of_task[0]["metric"])
         style.label_panels([axes], records.N_PARAMS, f"Gain ({unit})", theme)
         style.panel_title(axes, style.truncate_label(task, 32), theme)
+    pairs = {(effect["method"], effect["other"]) for effect in effects}
+    lines = [
+        f"{line}: {a} against {b}" for (a, b), (*_, line) in GAIN_LINES.items() if (a, b) in pairs
+    ]
     caption = [
-        "Dark, solid: tuned on the task, minus"
-        " from scratch with the same steps; dotted: minus from scratch with the FLOPs of both.",
-        "Colored, solid: tuned on all tasks, minus from scratch on the task; dashed: minus from"
-        " scratch on all tasks.",
+        _sentence(lines),
         "Filled: more than two standard errors from 0. Bars: one standard error over"
         f" {_error_sources(effects)}.",
     ]
     return style.finish_figure(figure, panels[0], caption, theme)
+
+
+def _sentence(parts) -> str:
+    """Return a sentence of a caption. parts: texts between semicolons."""
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _error_sources(points) -> str:

@@ -171,8 +171,7 @@ def _describe_curve(
     """Return the sentence of one task and comparison. curve: smallest size first."""
     last = curve[-1]
     pair = f"{last['task']}: {last['method']} against {last['other']}"
-    gain = f"{last['gain']:+.1f} ± {last['gain_se']:.1f} {gain_unit(last['metric'])} at"
-    gain += f" {format_size(last['size'])}"
+    gain = f"{format_gain(last)} at {format_size(last['size'])}"
     degrees = last["seed_degrees"]
     if not degrees:
         return f"{pair} is not tested, because each size has one seed ({gain}, over items alone)"
@@ -199,6 +198,23 @@ def _critical_errors(n_tests: int, degrees: int) -> float:
 def gain_unit(metric: str) -> str:
     """Return the unit of a gain. Accuracies in percent differ by points."""
     return "points" if metric == "accuracy" else UNITS.get(metric, metric)
+
+
+def format_gain(effect: Mapping) -> str:
+    """Format a result of compare_methods: "+5.3 ± 0.8 BLEU"."""
+    digits, unit = _digits(effect), gain_unit(effect["metric"])
+    return f"{effect['gain']:+.{digits}f} ± {effect['gain_se']:.{digits}f} {unit}"
+
+
+def format_score(point: Mapping) -> str:
+    """Format a result of task_scores: "21.3 ± 0.6"."""
+    digits = _digits(point)
+    return f"{point['value']:.{digits}f} ± {point['se']:.{digits}f}"
+
+
+def _digits(point: Mapping) -> int:
+    """Return the decimal places of a score: one of BLEU and percent, three of bits per byte."""
+    return 3 if point["metric"] == "bits_per_byte" else 1
 
 
 def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:

@@ -190,7 +190,7 @@ def test_bits_per_byte_gain_if_they_fall():
     (effect,) = pretraining_gain.compare_methods(points)
     assert effect["gain"] == pytest.approx(0.5)
     (sentence,) = pretraining_gain.describe_gains([effect])
-    assert "+0.5 ± 0.1 bits per byte" in sentence
+    assert "+0.500 ± 0.141 bits per byte" in sentence
     figure = transfer.tuned_scores_vs_size(points, style.LIGHT)
     (axes,) = [axes for axes in figure.axes if axes.get_ylabel()]
     assert axes.get_ylabel() == "Score (bits per byte)"
