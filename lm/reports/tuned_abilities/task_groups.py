@@ -28,9 +28,9 @@ def group_scores(points: Sequence[Mapping], groups: Mapping[str, Sequence[str]])
                 f"group {name}: the task {unknown[0]} has no scores: use tasks of"
                 f" {', '.join(metrics)}"
             )
-        if len(found := sorted({metrics[task] for task in tasks})) > 1:
+        if len(names := sorted({metrics[task] for task in tasks})) > 1:
             raise ValueError(
-                f"group {name}: its tasks have the metrics {', '.join(found)}: use tasks with the"
+                f"group {name}: its tasks have the metrics {', '.join(names)}: use tasks with the"
                 " same metric"
             )
     by_key = {(point["task"], point["size"], point["method"]): point for point in points}
