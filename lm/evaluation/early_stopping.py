@@ -7,6 +7,7 @@ history.is_patience_exhausted(320)
 """
 
 import math
+from collections.abc import Sequence
 
 from lm.config import schema
 
@@ -20,9 +21,9 @@ class EvaluationHistory:
     rows: {step: row of evals.jsonl}. A row without held-out text has no "loss".
     """
 
-    def __init__(self, run: schema.Run):
+    def __init__(self, run: schema.Run, rows: Sequence[dict] = ()):
         self.run = run
-        self.rows: dict[int, dict] = {}
+        self.rows: dict[int, dict] = {row["step"]: row for row in rows}
 
     @property
     def has_heldout(self) -> bool:
@@ -40,9 +41,21 @@ class EvaluationHistory:
         return self._is_multiple_due(step, self.run.eval.interval)
 
     def are_tasks_due(self, step: int) -> bool:
-        """Return True if an evaluation after a number of steps includes the tasks."""
+        """Return True if an evaluation after a number of steps includes the tasks.
+
+        With eval.patience, the tasks of the last evaluation are those of the best weights: see
+        `lacks_tasks`.
+        """
         settings = self.run.eval
+        if settings.patience and step == self.run.steps:
+            return False
         return bool(settings.tasks) and self._is_multiple_due(step, settings.task_interval)
+
+    def lacks_tasks(self, step: int) -> bool:
+        """Return True if a run with eval.patience ends at `step`, and its result has no tasks."""
+        row = self.rows.get(self.final_step(step), {})
+        has_tasks = any(column.startswith("task.") for column in row)
+        return self.run.eval.patience > 0 and bool(self.run.eval.tasks) and not has_tasks
 
     def best_step(self, step: int) -> int:
         """Return the step of the lowest held-out loss until `step`; `step` without a loss."""

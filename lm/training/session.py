@@ -15,12 +15,13 @@ import numpy as np
 
 from lm.config import schema
 from lm.data import dataset
-from lm.evaluation import early_stopping, heldout, task_eval, tasks
+from lm.evaluation import early_stopping, tasks
 from lm.parallel import distributed, mesh
 from lm.runs import lock, phase_timer, records
 from lm.runs.integrity import record_lines
 from lm.training import checkpoints, metric_log, preemption, trackers, warm_start
 from lm.training.checkpointing import batch_hash, checkpoint_manifest, resume_check
+from lm.training.programs import evaluation
 
 MAX_REWINDS = 3  # limit of a run, which then has diverged
 
@@ -90,7 +91,7 @@ class TrainingSession:
         abstract: abstract arrays of the train state. facts: facts of the compiled functions, stored
         with the run. peak: FLOP/s of the mesh in matrix products.
         """
-        run, self.peak = self.run, peak
+        run, self.abstract, self.peak = self.run, abstract, peak
         self.checkpoints = self._writers.enter_context(checkpoints.CheckpointStore(run))
         self.facts = metric_log.collect_run_facts(run, self.text, self.mesh, peak) | facts
         restored = self.checkpoints.restore_newest(abstract)
@@ -120,9 +121,8 @@ class TrainingSession:
 
     def _load_evaluations(self) -> None:
         """Load the evaluations that records.start_run has not voided."""
-        self.evaluations = early_stopping.EvaluationHistory(self.run)
         rows = distributed.run_on_primary(lambda: records.load_evals(self.folder))
-        self.evaluations.rows = {row["step"]: row for row in rows}
+        self.evaluations = early_stopping.EvaluationHistory(self.run, rows)
 
     def initial_state(self, init: Callable[[int], dict]) -> dict:
         """Return the restored state; init(seed) computes its missing parts.
@@ -298,23 +298,23 @@ class TrainingSession:
             self.write_checkpoint(state)
 
     def evaluate(self, compile_score: Callable, state: dict) -> None:
-        """Write a row of evals.jsonl if it is due. compile_score: see compilation.compile_all."""
-        if self.status != "running" or not self.is_evaluation_due:
+        """Write the rows of evals.jsonl that are due. compile_score: see compilation.compile_all.
+
+        With eval.patience, the tasks are evaluated at the end, with the best weights.
+        """
+        history, weights = self.evaluations, state["params"]
+        if self.status != "running":
             return
-        run, params, row = self.run, state["params"], {}
-        on_progress = self.watchdog.record_progress
-        with self.timer.phase("compile"):
-            score = heldout.report_batches(compile_score(), on_progress)
-        with self.timer.phase("evaluate"), jax.set_mesh(self.mesh):
-            model = run, self.mesh, score, params, self.text
-            if self.evaluations.has_heldout:
-                row |= heldout.evaluate_heldout(*model, self.writer)
-            if self.evaluations.are_tasks_due(self.done):
-                row |= task_eval.evaluate_columns(*model, self.tasks, on_progress, self.writer)
-        self.evaluations.rows[self.done] = row = {"attempt": self.attempt, "step": self.done} | row
-        self.writer.append("evals.jsonl", row)
-        self.trackers.write_evaluation(row)
-        self.report_evaluation(row)
+        if self.is_evaluation_due:
+            parts = evaluation.Parts(history.has_heldout, history.are_tasks_due(self.done))
+            evaluation.write_row(self, self.done, compile_score, weights, parts)
+        if self.is_over and history.lacks_tasks(self.done):
+            step = history.final_step(self.done)
+            if step < self.done:
+                restored = self.checkpoints.restore(step, {"params": self.abstract["params"]})
+                weights = weights | restored.state["params"]
+            parts = evaluation.Parts(has_heldout=step < self.done, has_tasks=True)
+            evaluation.write_row(self, step, compile_score, weights, parts)
 
     def conclude(self, state: dict, stop: str) -> None:
         """Save the best checkpoint, finish a run that is over, and stop after a signal.

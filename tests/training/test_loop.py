@@ -12,7 +12,7 @@ import pytest
 
 from lm.config import schema
 from lm.data import dataset, tokenizers
-from lm.evaluation import heldout, task_eval
+from lm.evaluation import heldout, task_eval, tasks
 from lm.parallel import mesh
 from lm.runs import json_files, records, task_results
 from lm.runs.items import task_items
@@ -263,6 +263,44 @@ def test_early_stopping_selects_the_best_checkpoint(tiny, monkeypatch):
     child = copy.deepcopy(tiny)
     child.name, child.start.run = "child", "tiny"
     assert warm_start.start_step(child, tiny) == 4
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("n_steps", "heldout_losses", "best"),
+    [(12, (5.0, 4.0, 4.5, 4.1), 2), (4, (5.0, 4.0, 4.5, 3.9), 4), (3, (5.0, 4.0, 4.5), 2)],
+)
+def test_tasks_are_evaluated_with_the_best_weights(
+    tiny, monkeypatch, n_steps, heldout_losses, best, fails
+):
+    """Early stopping, and a last step that is or is not the best one."""
+    tiny.steps, tiny.checkpoint_interval = n_steps, 100
+    tiny.eval.interval, tiny.eval.patience, tiny.eval.tasks = 1, 2, "copy?length=2&n=20"
+    loss_of: dict[bytes, float] = {}  # weights -> loss, in the order of the steps
+
+    def evaluate_heldout(run, device_mesh, score, params, text, writer):
+        weights = np.asarray(jax.tree.leaves(params)[0]).tobytes()
+        loss = loss_of.get(weights, heldout_losses[len(loss_of) % len(heldout_losses)])
+        return {"loss": loss_of.setdefault(weights, loss), "loss_se": 0.1}
+
+    monkeypatch.setattr(heldout, "evaluate_heldout", evaluate_heldout)
+    if fails:
+        fail_once(monkeypatch, task_eval, "evaluate_columns")
+        with pytest.raises(RuntimeError, match="broken evaluation"):
+            loop.train(tiny)
+    loop.train(tiny)
+    (row,) = records.load_runs(records.run_dir(tiny))
+    assert (row["status"], row["ends_at"], row["eval.loss"]) == ("done", best, min(heldout_losses))
+    evaluations = records.load_evals(records.run_dir(tiny))
+    has_tasks = {e["step"] for e in evaluations if any(c.startswith("task.") for c in e)}
+    assert has_tasks == {best}
+    functions = step.build_train_functions(tiny, mesh.make_mesh(schema.Mesh()))
+    weights = loaded_model.restore_model(tiny)[1]["params"]
+    model = tiny, functions.mesh, functions.score, weights, tokenizers.ByteTokenizer()
+    with jax.set_mesh(functions.mesh):
+        results = task_eval.evaluate_tasks(*model, tasks.load_tasks(tiny.eval.tasks))
+    for name, numbers in results[tiny.eval.tasks].items():
+        assert row[f"eval.task.{tiny.eval.tasks}.{name}"] == pytest.approx(numbers["value"])
 
 
 def fail_once(monkeypatch, module, name: str) -> None:
