@@ -58,6 +58,7 @@ from lm.evaluation.task_files import task_lines
 
 MATCHES = ("strict", "squad", "number")
 DEFAULT_SYNTHETIC_EXAMPLES = 100
+MAX_LOADED = 16  # tasks that stay in memory
 MAX_CHOICES = 1000  # of an example of a file
 MAX_INSTANCES = 5000  # of a synthetic task; their generation takes a second
 _FIELDS = {
@@ -148,20 +149,22 @@ def load_tasks(names: str, field: str = "eval.tasks") -> list[Task]:
     field: field or flag that contains the names. A ValueError for an invalid name begins with it.
     """
     try:
-        task_names = tuple(uri.split_names(names))
-        return list(_load_unchanged(task_names, task_lines.file_versions(task_names)))
+        return [
+            _load_unchanged(name, task_lines.file_versions([name]))
+            for name in uri.split_names(names)
+        ]
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
 
 
-@functools.lru_cache(maxsize=1)
-def _load_unchanged(names: tuple[str, ...], versions: tuple) -> tuple[Task, ...]:
-    """Return the tasks of the last call if their names and the versions of their files are equal.
+@functools.lru_cache(maxsize=MAX_LOADED)
+def _load_unchanged(name: str, versions: tuple) -> Task:
+    """Return a task that was loaded before if the versions of its files are equal.
 
     A sweep loads its tasks several times per run, and large tasks take seconds.
     """
     del versions
-    return tuple(load_task(name) for name in names)
+    return load_task(name)
 
 
 def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
