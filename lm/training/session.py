@@ -302,14 +302,14 @@ class TrainingSession:
 
         With eval.patience, the tasks are evaluated at the end, with the best weights.
         """
-        history, weights = self.evaluations, state["params"]
         if self.status != "running":
             return
+        history = self.evaluations
         if self.is_evaluation_due:
             parts = evaluation.Parts(history.has_heldout, history.are_tasks_due(self.done))
-            evaluation.write_row(self, self.done, compile_score, weights, parts)
+            evaluation.write_row(self, self.done, compile_score, state["params"], parts)
         if self.is_over and history.lacks_tasks(self.done):
-            step = history.final_step(self.done)
+            step, weights = history.final_step(self.done), state["params"]
             if step < self.done:
                 restored = self.checkpoints.restore(step, {"params": self.abstract["params"]})
                 weights = weights | restored.state["params"]

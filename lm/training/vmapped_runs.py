@@ -233,7 +233,8 @@ class VmappedSessions:
         compile_seconds: time of the compilation.
         """
         for i, member in enumerate(self.members):
-            run_state = self._select_run(state, i) if member.is_evaluation_due else {}
+            needs_state = member.is_evaluation_due or member.is_over
+            run_state = self._select_run(state, i) if needs_state else {}
             member.begin(compile_score, run_state, compile_seconds)
         self._drop_inactive()
 

@@ -62,7 +62,7 @@ def known_model(monkeypatch):
         ]
         return np.array([log_p_next(context) for context in contexts])
 
-    def score_answers(run, device_mesh, params, prompts, answers):
+    def score_answers(run, device_mesh, params, prompts, answers, on_progress=None):
         results = []
         for prompt, answer in zip(prompts, answers, strict=True):
             rows = [log_p_next((*prompt, *answer[:i])) for i in range(len(answer))]
