@@ -28,8 +28,8 @@ def get_config(parent_and_file: str = "") -> schema.Run:
     tuned = finetune.start_from(parent, lr_fraction=4 / 3)
     tuned.name += "-instructed"
     pretraining, options = tuned.data, uri.split_uri(file)[1]
-    if "cap=" not in options:
-        file += "&cap=500" if options else "?cap=500" * bool(file)
+    if file and "cap=" not in options:
+        file += "&cap=500" if options else "?cap=500"
     tuned.data = schema.Data({f"chat:{file}" if file else SYNTHETIC: 0.9, "docs": 0.1})
     for field in ("tokenizer", "cache_dir", "seq_len", "batch_size"):
         setattr(tuned.data, field, getattr(pretraining, field))

@@ -8,9 +8,9 @@
 Each pair of prompt and answer is a separate segment in rows of data.seq_len tokens. The tokens are
 those of token_healing.py. scoring.score_pairs has the same results up to rounding: it computes
 equal prompts only once, but needs an additional program. It scores the choices of tasks that repeat
-at least MIN_REPEATED_TOKENS. Sentences of minimal pairs are packed into shorter rows,
-because attention computes all pairs of positions of a row. Tensor names end in their axes: N rows
-or pairs, T time, 2 sentences.
+at least MIN_REPEATED_TOKENS. Sentences of minimal pairs are packed into shorter rows, because
+attention computes all pairs of positions of a row. Tensor names end in their axes: N rows or pairs,
+T time, 2 sentences.
 """
 
 import dataclasses
@@ -40,8 +40,7 @@ from lm.runs.items import task_items
 
 # Least number of tokens in a row of sentences. Fused kernels of accelerators need multiples of 128.
 MIN_PAIR_ROW, MIN_FUSED_ROW = 64, 128
-# Of prompts that several choices share. The compilation of a program takes as long as about 100
-# batches of training.
+# Tokens of prompts that choices must repeat at least, so that another program is worth compiling.
 MIN_REPEATED_TOKENS = 2**18
 PASSAGE_CHARACTERS = 100  # of a first line that several questions may share
 Results = dict[str, task_metrics.Metrics]  # task name -> metric -> {"value": ..., "se": ...}

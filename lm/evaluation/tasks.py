@@ -150,8 +150,7 @@ def load_tasks(names: str, field: str = "eval.tasks") -> list[Task]:
     """
     try:
         return [
-            _load_unchanged(name, task_lines.file_versions([name]))
-            for name in uri.split_names(names)
+            _load_unchanged(name, task_lines.file_versions(name)) for name in uri.split_names(names)
         ]
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None

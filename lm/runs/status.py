@@ -208,16 +208,23 @@ def _finite(value: object) -> float | None:
 
 
 def _is_evaluating(row: dict, folder: Path, step: int) -> bool:
-    """Return True if an evaluation is due after the last log step and has no row yet.
+    """Return True if an evaluation is due before the next log step and has no row yet.
 
-    It has no limit of time, because evaluations of many tasks take minutes and log no step.
+    With early stopping, the evaluation of the best weights is the last one. An evaluation has no
+    limit of time, because evaluations of many tasks take minutes and log no step.
     """
     if not step or not (row.get("data.heldout_fraction") or row.get("eval.tasks")):
         return False
+    evaluations = {evaluation["step"]: evaluation for evaluation in records.load_evals(folder)}
     intervals = [row.get(name) for name in ("eval.interval", "eval.task_interval")]
-    if step != row["steps"] and not any(n and step % n == 0 for n in intervals):
-        return False
-    return all(evaluation["step"] != step for evaluation in records.load_evals(folder))
+    due_steps = [-(-step // n) * n for n in intervals if n]
+    due_steps = [due for due in due_steps if due < step + row["log_interval"]]
+    if step == row["steps"]:
+        due_steps.append(step)
+    if any(due not in evaluations for due in due_steps):
+        return True
+    has_tasks = any(name.startswith("task.") for e in evaluations.values() for name in e)
+    return bool(due_steps and row["eval.patience"] and row["eval.tasks"] and not has_tasks)
 
 
 def _is_stuck(folder: Path, metrics: list[dict]) -> bool:

@@ -1,11 +1,14 @@
 """Status and progress of the runs of a sweep."""
 
+import json
 import os
 import shutil
 import time
 
+import pytest
 from fixtures import made_up_sweep, verified_sweep
 
+from lm.config import schema
 from lm.runs import json_files, lock, records, status
 
 
@@ -60,6 +63,30 @@ def test_run_in_an_evaluation_is_not_stuck(tmp_path):
     assert state() == ("running", "running")  # the row of the evaluation is new
     os.utime(evals, (long_ago, long_ago))
     assert state() == ("stuck", "stuck")
+
+
+@pytest.mark.parametrize(
+    ("fields", "tasks_row", "expected"),
+    [
+        ({"eval.interval": 7}, False, "evaluating"),  # at step 49, after the log step 45
+        ({"eval.interval": 8}, False, "stuck"),  # the next evaluation is at step 48 and has a row
+        ({"eval.interval": 20}, False, "stuck"),  # the next one is after the next log step
+        ({"eval.interval": 8, "eval.patience": 3}, False, "stuck"),  # no tasks of best weights
+        ({"eval.interval": 8, "eval.patience": 3, "eval.tasks": "copy"}, False, "evaluating"),
+        ({"eval.interval": 8, "eval.patience": 3, "eval.tasks": "copy"}, True, "stuck"),
+    ],
+)
+def test_evaluation_after_the_last_log_step(tmp_path, fields, tasks_row, expected):
+    long_ago = time.time() - 1e5
+    for name, step in (("metrics.jsonl", 45), ("evals.jsonl", 48)):
+        row = {"step": step, "loss": 2.0, "seconds": 9.0} | (
+            {"task.copy.n": 1} if tasks_row else {}
+        )
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    row = schema.flatten(schema.Run(steps=100, log_interval=5)) | fields
+    assert status._is_evaluating(row, tmp_path, 45) == (expected == "evaluating")
+    assert status._is_stuck(tmp_path, records.load_metrics(tmp_path))  # by time alone
 
 
 def test_hours_left_are_unknown_if_a_speed_is_unknown(tmp_path):

@@ -1,6 +1,6 @@
 """Files of tasks: find the file of a split, read its lines and convert them into examples.
 
-    task_lines.file_versions(["file:my/sst2?n=100"])       # changes when a file changes
+    task_lines.file_versions("file:my/sst2?n=100")         # changes when a file changes
     file = task_lines.split_file("file:my/sst2", Path("my/sst2"), "test")
     lines = task_lines.read_lines(file)
     labels = task_lines.labels_by_task("file:my/sst2", lines)
@@ -16,7 +16,6 @@ import dataclasses
 import glob
 import itertools
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,6 @@ from lm.data.sources import example_formats, readers, uri
 SPLITS = ("test", "valid")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 LEVELS = ("*", "*/*")  # patterns of the files that a task may read in its folder
-
 
 FileVersion = tuple[str, int, int]  # path, time of the last change in ns, bytes
 
@@ -66,24 +64,24 @@ def split_file(name: str, folder: Path, split: str) -> Path:
     raise ValueError(f"task {name}: {folder} has no {split}.jsonl: use another split")
 
 
-def file_versions(names: Iterable[str]) -> tuple[FileVersion, ...]:
-    """Return the versions of all files that tasks may read, of file: and pair: names.
+def file_versions(name: str) -> tuple[FileVersion, ...]:
+    """Return the versions of all files that a task with this name may read, sorted by path.
 
-    The files of a folder are those in it and in its subfolders. Files that do not exist are left
-    out.
+    name: a name that begins with file: or pair:; other tasks read no file. The files of a folder
+    are those in it and in its subfolders. Files that do not exist are left out.
     """
+    kind, _, location = uri.split_uri(name)[0].partition(":")
+    if kind not in ("file", "pair"):
+        return ()
+    path = os.path.expanduser(location)
+    folders = [path] if os.path.exists(path) else glob.glob(path)
+    inside = [f"{glob.escape(folder)}/{level}" for folder in folders for level in LEVELS]
     versions = []
-    for name in names:
-        kind, _, location = uri.split_uri(name)[0].partition(":")
-        if kind in ("file", "pair"):
-            path = os.path.expanduser(location)
-            folders = [path] if os.path.exists(path) else sorted(glob.glob(path))
-            inside = [f"{glob.escape(folder)}/{level}" for folder in folders for level in LEVELS]
-            for file in [*folders, *itertools.chain.from_iterable(map(glob.iglob, inside))]:
-                with contextlib.suppress(OSError):
-                    status = os.stat(file)
-                    versions.append((file, status.st_mtime_ns, status.st_size))
-    return tuple(versions)
+    for file in [*folders, *itertools.chain.from_iterable(map(glob.iglob, inside))]:
+        with contextlib.suppress(OSError):
+            status = os.stat(file)
+            versions.append((file, status.st_mtime_ns, status.st_size))
+    return tuple(sorted(versions))
 
 
 def read_lines(file: Path, only: frozenset[str] | None = None) -> list[Line]:
@@ -152,8 +150,8 @@ def choose_answers(
     """Return the lines and the examples of the tasks with 2 to `limit` different answers.
 
     Each example becomes a choice among all answers of its task (rank classification: Sanh et al.
-    2021, arXiv:2110.08207). Examples that are choices stay as they are. Raises ValueError if no
-    example remains.
+    2021, arXiv:2110.08207). Examples that are choices stay as they are, and examples for which all
+    these answers are correct are left out. Raises ValueError if no example remains.
     """
     answers: dict[str, set[str]] = {}
     for line, example in zip(lines, examples, strict=True):
@@ -163,7 +161,10 @@ def choose_answers(
     for line, example in zip(lines, examples, strict=True):
         if len(example.answers) > 1:
             chosen.append((line, example))
-        elif 2 <= len(answers[line.task]) <= limit:
+        elif 2 <= len(answers[line.task]) <= limit and answers[line.task] - {
+            *example.answers,
+            *example.others,
+        }:
             chosen.append((line, _choose_among(example, answers[line.task])))
     if not chosen:
         fewest = min(map(len, answers.values()))
