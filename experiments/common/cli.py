@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from experiments.common import config_files
+from experiments.common import config_files, printed_warnings
 from lm.config import fields, schema
 from lm.runs import provenance
 
@@ -50,7 +50,7 @@ def run_main(main: Callable[[], int | None], positional: Sequence[str] = ()) -> 
     """
     sys.excepthook = _ignore_exception
     sys.unraisablehook = _print_named_exception
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = printed_warnings.format_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not all encodings have the plus-minus sign
@@ -96,11 +96,6 @@ def _print_main_exception(kind, error, traceback) -> None:
     """Print the exception that ends the command, and none of other threads."""
     if threading.current_thread() is threading.main_thread():
         sys.__excepthook__(kind, error, traceback)
-
-
-def _format_warning(message, category, filename, lineno, line=None) -> str:
-    """Return a warning as one line, without the place in the source."""
-    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def exit_status(

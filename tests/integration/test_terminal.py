@@ -1,7 +1,10 @@
 """Output of the commands on terminals of several widths, and without a terminal."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from fixtures import made_up_sweep
@@ -156,3 +159,20 @@ def test_list_of_commands_is_folded_to_the_terminal(monkeypatch):
     listed = text.partition("Commands:")[2].partition("Flags:")[0]
     assert max(map(len, listed.splitlines())) <= 40 and "narrow terminal." in text
     monkeypatch.delenv("COLUMNS")
+
+
+def test_warning_before_a_restart_is_printed_once():
+    code = (
+        "import warnings\n"
+        "from experiments.common import cli\n"
+        "def main():\n"
+        "    warnings.warn('first file')\n"
+        "    cli.tune_memory()\n"
+        "    warnings.warn('second file')\n"
+        "cli.run_main(main)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert result.stderr.splitlines() == ["warning: first file", "warning: second file"]
