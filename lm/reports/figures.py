@@ -171,7 +171,7 @@ def _predicted_task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
 
 def _task_panels(rows: list[dict]) -> dict[str, Drawing]:
     """Return the panels of the tasks with a trend over size, and those of the flat tasks."""
-    tasks = task_results.summary_tasks(run_selection.largest_token_budget(rows).rows)
+    tasks = task_results.summary_tasks(run_selection.select_task_runs(rows).rows)
     with_trend = set(task_trends.tasks_with_trend(rows))
     moving = [task for task in tasks if task in with_trend]
     flat = [task for task in tasks if task not in with_trend]

@@ -31,7 +31,7 @@ CONTINUOUS_METRICS = {
 def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}) -> list[dict]:
     """Return the signal, noise and reliability of the accuracy of each task, a dict per task.
 
-    Only the runs of run_selection.largest_token_budget are used, as in the figures, because runs of
+    Only the runs of run_selection.select_task_runs are used, as in the figures, because runs of
     a size on different token budgets are not comparable. evals: {name of run: rows of
     records.load_evals}. The entries of a dict are:
 
@@ -53,7 +53,7 @@ def task_verdicts(rows: Sequence[dict], evals: Mapping[str, Sequence[dict]] = {}
                      than 2 noise below that of a smaller size. "noisy": signal < 2 noise. "not
                      stable": all other tasks, which are above baseline at some size
     """
-    rows = run_selection.largest_token_budget(run_selection.without_trunks(rows)).rows
+    rows = run_selection.select_task_runs(run_selection.without_trunks(rows)).rows
     above = task_significance.above_baseline_by_run(rows)
     tasks = [*task_results.paradigm_means(rows), *task_results.task_names(rows)]
     return [_verdict(rows, task, evals, above) for task in tasks]

@@ -52,7 +52,7 @@ def fit_trends(rows: Sequence[dict], tasks: Sequence[str] | None = None) -> list
 
     tasks: names of tasks; None for those of task_results.summary_tasks.
     """
-    rows = run_selection.largest_token_budget(rows).rows
+    rows = run_selection.select_task_runs(rows).rows
     trends = []
     for task in task_results.summary_tasks(rows) if tasks is None else tasks:
         points = [

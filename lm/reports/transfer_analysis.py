@@ -19,12 +19,7 @@ import numpy as np
 from lm.config.schedules import batch_size_schedule
 from lm.laws import run_table
 from lm.reports import paired_errors
-from lm.runs import records, short_names, task_results
-
-
-def is_finetuned(row: Mapping) -> bool:
-    """Return True if a run started from the weights of another run."""
-    return bool(row.get("start.run"))
+from lm.runs import records, run_selection, short_names, task_results
 
 
 def n_clusters(row: Mapping) -> int:
@@ -32,7 +27,7 @@ def n_clusters(row: Mapping) -> int:
 
     A cluster is a task in the sources of the run: tasks:copy+sort has two.
     """
-    return len(_tuned_tasks(row)) if is_finetuned(row) else 0
+    return len(_tuned_tasks(row)) if run_selection.is_finetuned(row) else 0
 
 
 def learned(row: Mapping) -> list[str]:
@@ -60,8 +55,8 @@ def finetune_pairs(
     finished = [row for row in rows if row["status"] == "done"]
     for size, tokens in sorted({(row[records.N_PARAMS], row[x]) for row in finished}):
         runs = [row for row in finished if (row[records.N_PARAMS], row[x]) == (size, tokens)]
-        scratch_runs = [row for row in runs if not is_finetuned(row)]
-        tuned_runs = [row for row in runs if is_finetuned(row)]
+        scratch_runs = [row for row in runs if not run_selection.is_finetuned(row)]
+        tuned_runs = [row for row in runs if run_selection.is_finetuned(row)]
         if scratch_runs and tuned_runs:
             scratch, scratch_se = _mean(scratch_runs, y)
             tuned, tuned_se = _mean(tuned_runs, y)
@@ -109,7 +104,8 @@ def leave_one_cluster_out(rows: Sequence[Mapping], metric: str = "accuracy") -> 
     "gap" is with - without. A run is skipped if it was also evaluated on other unseen tasks.
     """
     points = []
-    tuned_runs = [row for row in rows if row["status"] == "done" and is_finetuned(row)]
+    finished = [row for row in rows if row["status"] == "done"]
+    tuned_runs = [row for row in finished if run_selection.is_finetuned(row)]
     for row in tuned_runs:
         key = row[records.N_PARAMS], row["start.run"]
         siblings = [r for r in tuned_runs if (r[records.N_PARAMS], r["start.run"]) == key]
@@ -201,7 +197,7 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
     tuned_steps = {
         (row[records.N_PARAMS], *learned(row)): row["steps"]
         for row in finished
-        if is_finetuned(row)
+        if run_selection.is_finetuned(row)
     }
     for row in finished:
         sources = learned(row)
@@ -224,7 +220,7 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
 def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) -> str:
     """Return the method of a run, see `task_quality`. tuned_steps: {(size, *sources): steps}."""
     sources = learned(row)
-    if is_finetuned(row):
+    if run_selection.is_finetuned(row):
         return "tuned" if len(sources) == 1 else "tuned on all"
     if row["data.loss_on"] != "answers":
         options = task.split("?")[-1].split("&")
@@ -251,8 +247,8 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
     for row in sorted(finished, key=lambda row: row["unique_tokens"]):
         key = row[records.N_PARAMS], learned(row)
         siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
-        scratch_runs = [sibling for sibling in siblings if not is_finetuned(sibling)]
-        if is_finetuned(row) and scratch_runs:
+        scratch_runs = [sibling for sibling in siblings if not run_selection.is_finetuned(sibling)]
+        if run_selection.is_finetuned(row) and scratch_runs:
             longest = max(scratch_runs, key=lambda run: run["steps"])
             point = _compute_saved(row, evals[row["name"]], evals[longest["name"]])
             points[point["size"], point["task"]] = point

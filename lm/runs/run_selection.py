@@ -44,6 +44,14 @@ def without_trunks(runs: Iterable[dict]) -> list[dict]:
     return [row for row in runs if row["name"] not in trunks]
 
 
+def is_finetuned(row: Mapping) -> bool:
+    """Return True if a run started from the weights of another run.
+
+    A cooldown branch restores the full state of its trunk run and is no fine-tuned run.
+    """
+    return bool(row.get("start.run")) and row.get("start.restore") != "full_state"
+
+
 def related_names(target: str, starts: Mapping[str, tuple[str, str]]) -> set[str]:
     """Return the names of a run, its ancestors, and all their descendants.
 
@@ -103,20 +111,13 @@ class BudgetSelection(NamedTuple):
     is_complete: bool  # True if no run was removed for its token budget
     n_tokens: float | None  # the budget of all selected runs; None if it depends on the size
 
+    is_finetuned_only: bool = False  # True if runs from scratch were removed
+
     @property
     def has_two_starts(self) -> bool:
-        """Return True if a size has fine-tuned runs and runs from scratch, which differ in text.
-
-        A cooldown branch restores the full state of its trunk run and is no fine-tuned run.
-        """
-        starts = {
-            (
-                row.get(records.N_PARAMS),
-                bool(row.get("start.run")) and row.get("start.restore") != "full_state",
-            )
-            for row in self.rows
-            if row.get("status") == "done"
-        }
+        """Return True if a size has fine-tuned runs and runs from scratch, which differ in text."""
+        finished = [row for row in self.rows if row.get("status") == "done"]
+        starts = {(row.get(records.N_PARAMS), is_finetuned(row)) for row in finished}
         return len(starts) > len({size for size, _ in starts})
 
 
@@ -144,3 +145,16 @@ def largest_token_budget(runs: Sequence[dict], x: str = records.N_PARAMS) -> Bud
         return BudgetSelection(selected, False, n_tokens)
     selected = [row for row in finished if has_budget(row, largest[row[x]])]
     return BudgetSelection(selected, False, None)
+
+
+def select_task_runs(runs: Sequence[dict], x: str = records.N_PARAMS) -> BudgetSelection:
+    """Select runs whose task results are compared over sizes, as in `largest_token_budget`.
+
+    If a size has fine-tuned runs and runs from scratch, select fine-tuned runs only: their means
+    would describe neither.
+    """
+    selection = largest_token_budget(runs, x)
+    if not selection.has_two_starts:
+        return selection
+    finetuned = [row for row in runs if is_finetuned(row)]
+    return largest_token_budget(finetuned, x)._replace(is_finetuned_only=True)

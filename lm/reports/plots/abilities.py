@@ -30,7 +30,7 @@ def abilities_by_family(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     are means over the runs of a size, which differ in their seed, and bars are ranges over these
     runs. The caption names tasks in which the largest run is below baseline.
     """
-    selection = run_selection.largest_token_budget(rows, x)
+    selection = run_selection.select_task_runs(rows, x)
     counted = task_significance.count_tasks(_finished(selection.rows, x))
     families, without = _families(counted)
     groups = {family: f".{family}" for family in families}
@@ -91,7 +91,7 @@ def gain_and_margin(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     choice minus that of the best other choice. If the accuracy jumps where the margin rises
     smoothly, the jump comes from the metric (Schaeffer et al. 2023, arXiv:2304.15004).
     """
-    selection = run_selection.largest_token_budget(rows, x)
+    selection = run_selection.select_task_runs(rows, x)
     finished = _finished(selection.rows, x)
     families = families_with_margin(finished)
     figure, panels = style.new_panels(

@@ -303,11 +303,15 @@ def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme) -
 
 
 def budget_note(selection: run_selection.BudgetSelection) -> str:
-    """Return caption sentences about a selection of runs, "" for all runs of one kind of start."""
+    """Return caption sentences about a selection of runs, "" for all runs of one kind of start.
+
+    A fine-tuned run started from the weights of another run.
+    """
     budget = "Only the runs of each size with the most tokens."
     if selection.n_tokens is not None:
         budget = f"Only runs on {style.format_si(selection.n_tokens)} tokens."
     starts = "Means over fine-tuned runs and runs from scratch." * selection.has_two_starts
+    starts += "Only fine-tuned runs, not those from scratch." * selection.is_finetuned_only
     return f"{'' if selection.is_complete else budget} {starts}".strip()
 
 

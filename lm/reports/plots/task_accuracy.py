@@ -5,7 +5,7 @@
     task_accuracy.predicted_accuracy(predictions, rows[-1])
 
 Figures against size show the finished runs of the largest token budget, see
-run_selection.largest_token_budget. Markers, colors and arguments are explained in scaling.py.
+run_selection.select_task_runs. Markers, colors and arguments are explained in scaling.py.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def accuracy_vs_size(rows, y="eval.completion", x=records.N_PARAMS, theme=style.
     """
     title = "Completed words" if y == "eval.completion" else "Accuracy"
     figure, axes = style.new_figure(f"{title} against parameters", x, y, theme)
-    selection = run_selection.largest_token_budget(rows, x)
+    selection = run_selection.select_task_runs(rows, x)
     finished = elements.draw_means(
         axes, selection.rows, x, y, theme, scale=100, label_offset=(6, -11)
     )
@@ -46,7 +46,7 @@ def tasks_mastered(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     The definitions are those of task_significance. The line of mastered tasks is solid, that of
     tasks above baseline dashed.
     """
-    selection = run_selection.largest_token_budget(rows, x)
+    selection = run_selection.select_task_runs(rows, x)
     counted = task_significance.count_tasks(selection.rows)
     n_tasks = max((row["tasks.n"] for row in counted), default=0)
     figure, axes = style.new_figure("Mastered tasks", x, f"Tasks, of {n_tasks}", theme)
@@ -77,7 +77,7 @@ def task_curves(
     tasks: names of the shown tasks, None for all. Minimal pairs have a panel per phenomenon. A
     dotted line is the best baseline.
     """
-    selection = run_selection.largest_token_budget(rows, x)
+    selection = run_selection.select_task_runs(rows, x)
     tasks = task_results.summary_tasks(selection.rows) if tasks is None else tasks
     figure, panels = style.new_panels(title, len(tasks), theme)
     finished = []
@@ -138,7 +138,7 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     exact match follow the dashed line while p is smooth, a jump comes from the metric (Schaeffer et
     al. 2023, arXiv:2304.15004).
     """
-    selection = run_selection.largest_token_budget(rows, x)
+    selection = run_selection.select_task_runs(rows, x)
     title = "Emergence and the choice of metric"
     figure, panels = style.new_panels(title, len(tasks), theme, columns=4)
     finished = []
@@ -197,7 +197,7 @@ def accuracy_vs_loss(rows, curves, x=records.LOSS, theme=style.LIGHT) -> Figure:
     tasks = [task for task in all_tasks if task in above]
     figure, panels = style.new_panels("Accuracy against held-out loss", len(tasks), theme)
     colors = style.size_colors(rows, theme)
-    full_budget = {row["name"] for row in run_selection.largest_token_budget(rows).rows}
+    full_budget = {row["name"] for row in run_selection.select_task_runs(rows).rows}
     for axes, task in zip(panels, tasks, strict=False):
         finished = run_selection.finished_with(rows, x, task_results.task_column(task))
         fit, _ = curves.get(task, (None, ""))

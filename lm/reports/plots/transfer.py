@@ -71,7 +71,7 @@ def finetuned_vs_scratch(rows, x="unique_tokens", y=records.LOSS, theme=style.LI
         same_size = [row for row in finished if row[records.N_PARAMS] == size]
         for is_tuned in (False, True):
             line, kind = ("-", "filled") if is_tuned else ("--", "open")
-            runs = [row for row in same_size if transfer_analysis.is_finetuned(row) == is_tuned]
+            runs = [row for row in same_size if run_selection.is_finetuned(row) == is_tuned]
             color = colors[runs[0]["name"]]
             xs, ys = [row[x] for row in runs], [row[y] for row in runs]
             axes.plot(xs, ys, line, color=color, linewidth=1.2)

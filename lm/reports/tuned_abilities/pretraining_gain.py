@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lm.reports import transfer_analysis
-from lm.runs import records, short_names, task_results
+from lm.runs import records, run_selection, short_names, task_results
 
 TUNED, TUNED_ON_ALL = "tuned", "tuned on all"
 SCRATCH, SCRATCH_ON_ALL = "from scratch", "from scratch on all"
@@ -225,7 +225,7 @@ def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
     runs = [row for row in rows if row.get("data.loss_on") == "answers"]
     # The last run of a key counts: the shortest from scratch, or the longest fine-tuned run.
     signs = {True: 1, False: -1}
-    runs.sort(key=lambda row: signs[transfer_analysis.is_finetuned(row)] * row["steps"])
+    runs.sort(key=lambda row: signs[run_selection.is_finetuned(row)] * row["steps"])
     return {
         (row.get(records.N_PARAMS), *transfer_analysis.learned(row)): row["steps"] for row in runs
     }
@@ -234,7 +234,7 @@ def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
 def _method(row: Mapping, tuned_steps: Mapping[tuple, int]) -> str:
     """Return the method of a run. tuned_steps: see `_tuned_steps`."""
     sources = transfer_analysis.learned(row)
-    if transfer_analysis.is_finetuned(row):
+    if run_selection.is_finetuned(row):
         return TUNED if len(sources) == 1 else TUNED_ON_ALL
     if len(sources) > 1:
         return SCRATCH_ON_ALL

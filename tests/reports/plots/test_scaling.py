@@ -282,6 +282,18 @@ def test_figures_against_size_use_one_token_budget_and_no_trunks(ladder):
         assert "n = 7 runs" in caption and "Only runs on 2M tokens." in " ".join(caption.split())
 
 
+def test_tasks_of_fine_tuned_runs_are_not_averaged_with_those_from_scratch(ladder):
+    scratch = [row for row in ladder if row["name"].endswith("1M")]
+    tuned = scratch[0] | {"start.run": "another/run", "start.restore": "weights"}
+    selection = run_selection.select_task_runs([*scratch, tuned])
+    assert selection.rows == [tuned]
+    assert elements.budget_note(selection) == "Only fine-tuned runs, not those from scratch."
+    caption = " ".join(task_accuracy.accuracy_vs_size([*scratch, tuned]).get_supxlabel().split())
+    assert "n = 1 run" in caption and "Only fine-tuned runs" in caption
+    branch = tuned | {"start.restore": "full_state"}
+    assert run_selection.select_task_runs([*scratch, branch]).rows == [*scratch, branch]
+
+
 def test_line_passes_through_the_mean_of_seeds(ladder):
     figure = task_accuracy.accuracy_vs_size(ladder)
     means = figure.axes[0].get_lines()[0].get_ydata()

@@ -30,7 +30,7 @@ def ability_section(sweep: summary.SweepSummary, figures: Markup, flat_figures: 
 def describe_abilities(sweep: summary.SweepSummary) -> list[str]:
     """Return sentences about mastered, improving, worsening and flat tasks."""
     trends = task_trends.fit_trends(sweep.finished)
-    selection = run_selection.largest_token_budget(sweep.finished)
+    selection = run_selection.select_task_runs(sweep.finished)
     counted = task_significance.count_tasks(selection.rows)
     lines = [text for text in [describe_counts(sweep)] if text]
     lines += _describe_means(selection.rows)
@@ -69,7 +69,7 @@ def describe_abilities(sweep: summary.SweepSummary) -> list[str]:
 
 def describe_counts(sweep: summary.SweepSummary) -> str:
     """Return the numbers of tasks above, at and below baseline of the largest model, or ""."""
-    counted = task_significance.count_tasks(run_selection.largest_token_budget(sweep.finished).rows)
+    counted = task_significance.count_tasks(run_selection.select_task_runs(sweep.finished).rows)
     if not counted:
         return ""
     row = counted[-1]
@@ -106,7 +106,7 @@ def _rise(trend: task_trends.TaskTrend) -> float:
 
 def budget_sentence(sweep: summary.SweepSummary) -> str:
     """Return the sentence on the token budget of the trends, which captions of figures repeat."""
-    return elements.budget_note(run_selection.largest_token_budget(sweep.finished))
+    return elements.budget_note(run_selection.select_task_runs(sweep.finished))
 
 
 def _without(trends: list[task_trends.TaskTrend], tasks: set[str]) -> list[task_trends.TaskTrend]:

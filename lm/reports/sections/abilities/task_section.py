@@ -25,7 +25,7 @@ def task_reliability(sweep: summary.SweepSummary) -> Markup:
     """Return the reliability of each task, and the rank correlation of metrics with accuracy."""
     finished = [row for row in sweep.rows if row["status"] == "done"]
     evals = {row["name"]: records.load_evals(row["dir"]) for row in finished}
-    selection = run_selection.largest_token_budget(run_selection.without_trunks(finished))
+    selection = run_selection.select_task_runs(run_selection.without_trunks(finished))
     lines = [_task(sweep, verdict) for verdict in task_analysis.task_verdicts(finished, evals)]
     two_digits = "{:.2g}".format
     formats = {
