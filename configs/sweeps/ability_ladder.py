@@ -5,10 +5,12 @@
     uv run python -m experiments.sweep --sweep=configs/sweeps/ability_ladder.py:my/text,my/tasks
 
 The argument is TEXT,TASKS,LARGEST. my/text contains a folder per source of WEIGHTS, with JSON Lines
-as in configs/ladder.py. The weights are the fractions of the words, so no source repeats more than
-another, and none is read completely. Each source has a held-out part: eval.loss.SOURCE is its loss.
-my/tasks/blimp contains minimal pairs, see lm/evaluation/minimal_pairs/pair_files.py. All branches
-are tested on all of them.
+as in configs/ladder.py, compressed as *.jsonl.gz. For other sources, copy this file and set WEIGHTS
+to the names of their folders, with the fractions of the words: then none repeats more than another.
+Of our text, no source is read completely. Each source has a held-out part: eval.loss.SOURCE is its
+loss. my/tasks/blimp contains minimal pairs, see lm/evaluation/minimal_pairs/pair_files.py. All
+branches are tested on all of them. Without TASKS, no ability is measured. The runs are in
+runs/ability_ladder.
 
 Each size has one trunk run and one cooldown branch per budget (design.cooldown_branches). Sizes up
 to 400K have two more seeds, which are trained for the largest budget only. LARGEST is the largest

@@ -12,16 +12,23 @@ captions      English-German captions, from the pre-trained weights and from scr
               numbers of steps, at each rate of FACTORS: the sweep of learning rates
 long          captions from scratch, for the FLOPs of pre-training and tuning together
 seeds         captions with the best rates of the part captions, and the other seeds of the ladder
-prompts       all tasks at once, in two wordings, with other instructions: from the pre-trained
-              weights and from scratch
+prompts       all tasks at once, in two prompt formats, with instructions of other tasks: from the
+              pre-trained weights and from scratch
 specialists   each classification and the paraphrases, from scratch and from the pre-trained weights
 
-my/tasks contains a folder per task of TASKS, and instructions with train.jsonl.gz,
-test_seen_task.jsonl.gz, test_unseen_template.jsonl.gz and test_unseen_task.jsonl.gz. Models of the
-part prompts are tested on held-out items, on wordings that no prompt of the tuning has, and on
-UNSEEN kinds of tasks. Of the instructions, the tests are the tasks with few different answers, of
-which the model chooses the most probable one. All other runs stop when their held-out loss rises.
-lm/reports/transfer_analysis.py compares the runs.
+my/tasks contains a folder per task of TASKS, with train.jsonl.gz and test.jsonl.gz. A line of the
+captions and paraphrases has the fields src and tgt, a line of the other tasks text and label_name.
+Other formats are in lm/data/sources/example_formats.py. The folder instructions has
+train.jsonl.gz, test_seen_task.jsonl.gz, test_unseen_template.jsonl.gz and
+test_unseen_task.jsonl.gz. For other tasks, edit TASKS, CAPTIONS, SHORT_TASKS and UNSEEN in a copy
+of this file. The runs are in RUNS/ability_tuning.
+
+Models of the part prompts are tested on held-out items, in a prompt format that the tuning does not
+have, on other wordings of the instructions, and on UNSEEN kinds of tasks. Of the instructions, the
+tests are the tasks with few different answers, of which the model chooses the most probable one.
+Prompts of captions and paraphrases are equal and do not name the task: lines with instruction,
+input and output do. Runs of the part specialists stop when their held-out loss rises, all others
+after their number of steps. lm/reports/transfer_analysis.py compares the runs.
 
 Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training: 4 minutes at
 60K and 11 minutes at 1M on one busy CPU core. All parts of a size with three seeds have about
@@ -46,8 +53,9 @@ UNSEEN = ("nli", "fact_checking", "big_bench_hard")  # categories that tuning ne
 CHOICES = 10  # largest number of different answers of a task of the instructions that is tested
 STEPS = 1024
 FACTORS = (4 / 3, 8 / 3, 16 / 3)  # of the learning rate of the pre-training
-# Best factors of captions: 8/3 is better than 4/3, and 16/3 equals it at 150K, the only size with
-# all three. See experiments/log/ability_ladder.md.
+# Best factors of captions. From scratch, 8/3 is better than 4/3 at three sizes. Tuned models were
+# trained with both at one size, where they are equal. 16/3 equals 8/3 with both methods at 150K,
+# the only size where it was tried. See experiments/log/ability_ladder.md.
 BEST = {"tuned": 8 / 3, "scratch": 8 / 3}
 
 
@@ -138,18 +146,18 @@ def _specialist(
 
 
 def _prompts(parent: schema.Run, folder: str, method: str, factor: float) -> schema.Run:
-    """Return a run on prompts of all tasks. Captions and tasks have two wordings."""
+    """Return a run on prompts of all tasks. All but the instructions have two prompt formats."""
     run = _new_run(parent, "prompts", method, factor)
-    wordings = {task: ("chat",) if task == "instructions" else ("chat", "task") for task in TASKS}
+    formats = {task: ("chat",) if task == "instructions" else ("chat", "task") for task in TASKS}
     run.data.sources = {
-        f"chat:{folder}/{task}/train.jsonl.gz?template={wording}": weight / len(wordings[task])
+        f"chat:{folder}/{task}/train.jsonl.gz?template={name}": weight / len(formats[task])
         for task, weight in TASKS.items()
-        for wording in wordings[task]
+        for name in formats[task]
     }
     run.data.forbidden_tasks = ",".join(UNSEEN)
     tests = [f"file:{folder}/{CAPTIONS}?template=chat"]
-    for wording in ("chat", "question"):  # the second is in no prompt of the tuning
-        tests += [f"file:{folder}/{task}?template={wording}&n=500" for task in SHORT_TASKS]
+    for name in ("chat", "question"):  # the second is in no prompt of the tuning
+        tests += [f"file:{folder}/{task}?template={name}&n=500" for task in SHORT_TASKS]
     instructions = f"file:{folder}/instructions"
     for file in ("test_seen_task", "test_unseen_template"):
         tests.append(f"{instructions}/{file}.jsonl.gz?template=chat&choices={CHOICES}")

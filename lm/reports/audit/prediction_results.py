@@ -3,6 +3,7 @@
     results = prediction_results.describe_results(prediction, row)
     results["quantities"][0]        # name, method, predicted, lo, hi, level, measured, is_inside
     results["brier"]                # {"two_step": 0.08, "direct": 0.1, "previous": 0.2, ...}
+    results["errors"]["tasks"]      # mean absolute errors of accuracies, with the same names
     results["wrong"]                # sentences about all results outside their interval
     results["right"]                # sentences about results inside, without single paradigms
 
@@ -14,6 +15,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lm.reports import task_significance
 from lm.reports.audit import (
@@ -38,14 +41,17 @@ LISTED_METHODS = {
     "loss to loss": "from the total loss",
     ability_prediction.TWO_STEP: "two-step",
 }
+ERRORS = "errors"  # mean absolute errors of accuracies; missing in older files
 SENTENCES = ("right", "wrong")  # entries whose wording may differ between versions
 
 
-def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
+def describe_results(
+    prediction: Mapping, row: Mapping, previous: Sequence[Mapping] = ()
+) -> dict[str, Any]:
     """Return the results of all predicted quantities, {} before the run is done.
 
-    prediction: content of prediction.json. row: predicted run. Results that are marked as invalid
-    are left out.
+    prediction: content of prediction.json. row: predicted run. previous: rows of the previous size,
+    whose accuracies are a forecast for comparison. Results that are marked as invalid are left out.
     """
     if row.get("status") != "done" or not records.is_finite(prediction.get("value")):
         return {}
@@ -65,6 +71,8 @@ def describe_results(prediction: Mapping, row: Mapping) -> dict[str, Any]:
         ),
         "paradigms": list(_paradigms(abilities, row)),
     }
+    if errors := _mean_errors(quantities, row, previous):
+        results[ERRORS] = errors
     results["right"] = [_describe(q) for q in quantities if q["is_inside"] and _is_summary(q)]
     results["wrong"] = [
         _describe(q) for q in quantities if not q["is_inside"] and q["method"] in LISTED_METHODS
@@ -80,8 +88,12 @@ def describe_sweep(
     earlier: see sweep_files.read_earlier_predictions. rows: rows by name. The result is {} before
     any predicted run is done.
     """
-    results = describe_results(prediction, rows.get(str(prediction.get("target")), {}))
-    by_target = [describe_results(content, rows.get(content["target"], {})) for content in earlier]
+    results, *by_target = (
+        describe_results(
+            content, rows.get(str(content.get("target")), {}), _previous_rows(content, rows)
+        )
+        for content in (prediction, *earlier)
+    )
     finished = [content for content in by_target if content]
     return results | ({"earlier": finished} if finished else {})
 
@@ -103,7 +115,7 @@ def has_equal_numbers(stored: Any, repeated: Any) -> bool:
     """Return True if two results differ at most in their sentences and in rounding."""
     if isinstance(stored, Mapping) and isinstance(repeated, Mapping):
         names = (stored.keys() | repeated.keys()) - {*SENTENCES}
-        names -= {N_BRIER_TASKS} - stored.keys()
+        names -= {N_BRIER_TASKS, ERRORS} - stored.keys()
         return all(
             name in stored and name in repeated and has_equal_numbers(stored[name], repeated[name])
             for name in names
@@ -114,6 +126,47 @@ def has_equal_numbers(stored: Any, repeated: Any) -> bool:
     if records.is_finite(stored) and records.is_finite(repeated):
         return math.isclose(stored, repeated, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return stored == repeated
+
+
+def _previous_rows(prediction: Mapping, rows: Mapping[str, Mapping]) -> list[Mapping]:
+    """Return the runs of the previous size that a prediction names."""
+    names = prediction.get(target_prediction.ABILITIES, {}).get("previous_runs", [])
+    return [_without_invalid(rows[name]) for name in names if name in rows]
+
+
+def _mean_errors(
+    quantities: Sequence[Mapping], row: Mapping, previous: Sequence[Mapping]
+) -> dict[str, dict[str, float]]:
+    """Return {"tasks" or "means": {method: mean absolute error of the accuracies}}.
+
+    Means are those over paradigms, tasks all others. The method "previous" predicts the mean
+    accuracy of the previous size. Only accuracies that all methods predict are compared.
+    """
+    columns = {q["name"]: q["measured"] for q in quantities if q["name"].endswith(".accuracy")}
+    forecasts = {
+        method: {q["name"]: q["predicted"] for q in quantities if q["method"] == method}
+        for method in ability_prediction.METHODS
+    }
+    forecasts[ability_backtest.PREVIOUS] = {
+        column: float(np.mean([row[column] for row in previous]))
+        for column in columns
+        if previous and all(records.is_finite(row.get(column)) for row in previous)
+    }
+    forecasts = {method: by_column for method, by_column in forecasts.items() if by_column}
+    means = {task_results.task_column(task) for task in task_results.paradigm_means([row])}
+    errors: dict[str, dict[str, float]] = {}
+    for group, is_mean in (("tasks", False), ("means", True)):
+        common = [
+            column
+            for column in columns
+            if (column in means) == is_mean and all(column in f for f in forecasts.values())
+        ]
+        if common:
+            errors[group] = {
+                method: float(np.mean([abs(f[column] - columns[column]) for column in common]))
+                for method, f in forecasts.items()
+            }
+    return errors
 
 
 def _without_invalid(row: Mapping) -> dict[str, Any]:

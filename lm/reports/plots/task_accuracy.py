@@ -49,7 +49,9 @@ def tasks_mastered(rows, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
     selection = run_selection.select_task_runs(rows, x)
     counted = task_significance.count_tasks(selection.rows)
     n_tasks = max((row["tasks.n"] for row in counted), default=0)
-    figure, axes = style.new_figure("Mastered tasks", x, f"Tasks, of {n_tasks}", theme)
+    figure, axes = style.new_figure(
+        "Tasks above baseline and mastered", x, f"Tasks, of {n_tasks}", theme
+    )
     above = "tasks.above_baseline"
     elements.draw_means(axes, counted, x, above, theme, line="--", label_offset=None)
     finished = elements.draw_means(axes, counted, x, "tasks.mastered", theme, label_offset=(6, -11))

@@ -185,7 +185,8 @@ def test_equal_results_may_differ_in_words_and_rounding():
     results = prediction_results.describe_results(prediction, target)
     brier = {method: score * (1 + 1e-12) for method, score in results["brier"].items()}
     reworded = results | {"right": ["Other words."], "wrong": [], "brier": brier}
-    reworded.pop(prediction_results.N_BRIER_TASKS)  # files of earlier versions
+    for name in (prediction_results.N_BRIER_TASKS, prediction_results.ERRORS):
+        reworded.pop(name)  # files of earlier versions
     assert prediction_results.has_equal_numbers(reworded, results)
     for changed in (
         {"brier": results["brier"] | {"direct": results["brier"]["direct"] + 1e-4}},
@@ -195,6 +196,32 @@ def test_equal_results_may_differ_in_words_and_rounding():
         assert not prediction_results.has_equal_numbers(results | changed, results)
     missing = {name: value for name, value in results.items() if name != "brier"}
     assert not prediction_results.has_equal_numbers(missing, results)
+
+
+def test_errors_of_accuracies_are_compared_with_those_of_the_previous_size():
+    smaller, target = split(ladder())
+    prediction = {"target": target["name"], "y": "eval.loss", "level": 0.95, "value": 4.0}
+    abilities = predict(smaller, target)
+    prediction |= {"lo": 3.9, "hi": 3.95, "abilities": abilities}
+    rows = {row["name"]: row for row in [*smaller, target]}
+    errors = prediction_results.describe_sweep(prediction, [], rows)["errors"]
+    means = task_results.paradigm_means([target])
+    names = {"means": means, "tasks": task_results.task_names([target])}
+    assert len(names["tasks"]) == N_TASKS and means
+    previous = [rows[name] for name in abilities["previous_runs"]]
+    for group, tasks in names.items():
+        columns = [task_results.task_column(task) for task in tasks]
+        measured = np.array([target[column] for column in columns])
+        repeated = np.mean([[row[column] for column in columns] for row in previous], axis=0)
+        expected = {"previous": repeated} | {
+            method: [abilities[method]["scores"][column]["value"] for column in columns]
+            for method in ("two_step", "direct")
+        }
+        assert errors[group] == pytest.approx(
+            {name: np.abs(values - measured).mean() for name, values in expected.items()}
+        )
+    alone = prediction_results.describe_results(prediction, target)["errors"]
+    assert set(alone["tasks"]) == {"two_step", "direct"}
 
 
 def test_invalid_result_leaves_out_its_task_alone():

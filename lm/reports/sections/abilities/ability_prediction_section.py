@@ -28,7 +28,9 @@ NOTE = (
     " is that of being above baseline, after the correction for the number of tasks. The Brier"
     " score is the mean squared error of the probabilities: 0 is perfect, and 0.25 is a coin. The"
     " back-test predicts the largest fitted sizes from smaller ones. Previous size: each task has"
-    " the same outcome as at the largest fitted size."
+    " the same outcome and accuracy as at the largest fitted size. Mean error: mean absolute"
+    " difference between predicted and measured accuracy, of single tasks and of means over"
+    " paradigms."
 )
 METHOD_NOTES = {
     ability_prediction.TWO_STEP: "Two-step: size predicts the loss, and the loss the score.",
@@ -181,12 +183,20 @@ def _table(quantities: Sequence[Mapping]) -> Markup:
 def _method_table(abilities: Mapping, results: Mapping) -> Markup:
     """Return Brier scores and coverage of the methods, on the target and on the back-test."""
     backtest = abilities.get("backtest", {})
+    errors = results.get(prediction_results.ERRORS, {})
+    error_columns = {
+        f"mean error of {group}, points": group for group in ("tasks", "means") if group in errors
+    }
     columns = [f"scores inside their {LEVEL} interval, {on}" for on in ("target", "back-test")]
     lines = [
         {
             "method": name,
             "Brier score, target": results.get("brier", {}).get(method),
             "Brier score, back-test": backtest.get(method, {}).get("brier"),
+            **{
+                column: errors[group][method] if method in errors[group] else None
+                for column, group in error_columns.items()
+            },
             columns[0]: _count_inside(results, method),
             columns[1]: backtest.get(method, {}).get("coverage"),
             "runs of the back-test": backtest.get(method, {}).get("n_runs"),
@@ -198,8 +208,14 @@ def _method_table(abilities: Mapping, results: Mapping) -> Markup:
         "Brier score, target": three_digits,
         "Brier score, back-test": three_digits,
         columns[1]: "{:.0%}".format,
+        **dict.fromkeys(error_columns, _format_points),
     }
     return html.html_table(lines, formats)
+
+
+def _format_points(error: float) -> str:
+    """Format an error of an accuracy in percentage points."""
+    return f"{100 * error:.1f}"
 
 
 def _count_inside(results: Mapping, method: str) -> str | None:

@@ -31,7 +31,7 @@ def original(tmp_path_factory, code_hash):
     with pytest.MonkeyPatch.context() as patch:
         folder = predicted_sweep.write_sweep(tmp_path_factory.mktemp("abilities"), patch, True)
     sweep = summary.load_summary(folder)
-    results = prediction_results.describe_results(sweep.prediction or {}, sweep.target or {})
+    results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(folder, results)
     return folder
 
@@ -112,7 +112,7 @@ def test_brier_scores_are_compared_with_the_previous_size():
 def test_archive_keeps_the_results_of_its_report(folder, tmp_path):
     archive.archive_sweep(folder, tmp_path / "archive")
     sweep = summary.load_summary(tmp_path / "archive")
-    results = prediction_results.describe_results(sweep.prediction or {}, sweep.target or {})
+    results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
     archive.archive_sweep(folder, tmp_path / "archive")
     assert (sweep.path / prediction_results.FILE).exists()
