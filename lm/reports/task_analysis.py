@@ -204,7 +204,7 @@ def accuracy_curves(
 
     bootstrap: number of resamples. tasks: names of the fitted tasks, None for all. Return {task:
     (fit, "")} with fits of laws.accuracy_from_loss, or {task: (None, reason)} if the law cannot be
-    fitted.
+    fitted, or is a step.
     """
     fits: dict[str, tuple] = {}
     for task in task_results.summary_tasks(rows):
@@ -212,13 +212,31 @@ def accuracy_curves(
             continue
         y, chance = task_results.task_column(task), task_significance.chance_accuracy_of(rows, task)
         try:
-            fits[task] = (
-                downstream.accuracy_from_loss(rows, x, y, chance=chance, bootstrap=bootstrap),
-                "",
-            )
+            curve = downstream.accuracy_from_loss(rows, x, y, chance=chance, bootstrap=bootstrap)
         except ValueError as error:
             fits[task] = None, str(error)
+            continue
+        reason = _describe_step(curve)
+        fits[task] = (None, reason) if reason else (curve, "")
     return fits
+
+
+def _describe_step(curve: downstream.AccuracyFit) -> str:
+    """Return a sentence if a sigmoid rises between two neighboring losses alone, else "".
+
+    The rise is from 10% to 90%. Such a curve is determined by its sides and not by its slope.
+    """
+    losses, midpoint = np.unique(curve.x[0]), curve.params["x0"]
+    if not losses[0] <= midpoint < losses[-1]:
+        return ""
+    index = int(np.searchsorted(losses, midpoint, side="right"))
+    lo, hi = losses[index - 1], losses[index]
+    if curve.params["k"] * (hi - lo) <= 2 * math.log(9):
+        return ""
+    return (
+        f"the fitted curve is a step between the losses {lo:.4g} and {hi:.4g}: no run there"
+        " determines its slope"
+    )
 
 
 def predict_task_accuracy(

@@ -181,3 +181,23 @@ def test_rank_correlation_leaves_out_runs_without_finite_values():
 def test_equal_values_share_their_mean_rank():
     ranks = task_analysis._average_ranks(np.array([0.2, 0.1, 0.2, 0.5]))
     assert ranks.tolist() == [2.5, 1, 2.5, 4]
+
+
+def test_step_between_two_losses_is_no_law():
+    losses = np.linspace(4.0, 5.0, 11)
+
+    def fit_curve(accuracies) -> tuple:
+        rows = [
+            {"name": f"s/{loss:.1f}", "status": "done", "eval.loss": loss, "tokens": 1e6}
+            | {"eval.task.t.accuracy": accuracy, "eval.task.t.n": 1000, "eval.task.t.chance": 0.5}
+            for loss, accuracy in zip(losses, accuracies, strict=True)
+        ]
+        return task_analysis.accuracy_curves(rows, bootstrap=0)["t"]
+
+    noise = 0.004 * np.cos(7 * losses)
+    fit, reason = fit_curve(0.55 + 0.3 * (losses < 4.45) + noise)
+    assert fit is None and reason.startswith(
+        "the fitted curve is a step between the losses 4.4 and 4.5"
+    )
+    fit, reason = fit_curve(0.55 + 0.3 / (1 + np.exp(8 * (losses - 4.45))) + noise)
+    assert fit and not reason
