@@ -187,10 +187,10 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
     Return a list of {"size", "task", "method", "n_examples" (training conversations), "value",
     "se"}. The methods are:
 
-    "tuned", "tuned on all"     fine-tuned on this task, on several tasks
-    "from scratch"              trained from scratch on this task
-    "from scratch, same FLOPs"  with more steps than the fine-tuned run on the same examples
-    "prompted, K shots"         not trained on answers: K examples in the prompt
+    "tuned", "tuned on all tasks"   fine-tuned on this task, on several tasks
+    "from scratch"                  trained from scratch on this task
+    "from scratch, same FLOPs"      with more steps than the fine-tuned run on the same examples
+    "prompted, K shots"             not trained on answers: K examples in the prompt
     """
     points = []
     finished = [row for row in rows if row["status"] == "done"]
@@ -221,7 +221,7 @@ def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) 
     """Return the method of a run, see `task_quality`. tuned_steps: {(size, *sources): steps}."""
     sources = learned(row)
     if run_selection.is_finetuned(row):
-        return "tuned" if len(sources) == 1 else "tuned on all"
+        return "tuned" if len(sources) == 1 else "tuned on all tasks"
     if row["data.loss_on"] != "answers":
         options = task.split("?")[-1].split("&")
         shots = [text.removeprefix("shots=") for text in options if text.startswith("shots=")]

@@ -7,7 +7,7 @@ starts with "tip:", the text after the colon is its tooltip on an HTML page.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from lm.laws import run_table
 from lm.reports import task_significance
 from lm.reports.plots import style
-from lm.reports.plots.markers import error_bars
+from lm.reports.plots.markers import error_bars, marker_shapes
 from lm.runs import records, run_selection, short_names, task_results
 
 LEVEL = 0.95  # level of all intervals in figures
@@ -26,8 +26,7 @@ MAX_TOOLTIPS = 100  # markers of a panel that have tooltips
 NOMINAL_SIZE = re.compile(r"([0-9]+(?:[.][0-9]+)?)([KMBT])")  # such as 10K or 1.5M
 UNIT_SIZES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 SIZE_TOLERANCE = 1.3  # largest ratio of N and a nominal size
-# Marker of a run: "filled" if the fit used it, "open" if not, "diamond" for the predicted run.
-Kind = Literal["filled", "open", "diamond"]
+Kind = marker_shapes.Kind  # of the marker of a run
 
 
 def draw_law(axes: Axes, rows, fit, x, y, theme, prediction=None, label_offset=(6, 6)) -> None:
@@ -154,9 +153,9 @@ def draw_point(
         cap = 2.5 if len(xs) == 1 else 0.0  # caps of many bars make a page large
         bars = {"fmt": "none", "color": color, "ecolor": color, "elinewidth": 1.2, "capsize": cap}
         axes.errorbar(xs, ys, yerr, xerr, zorder=4, **bars)
-    shape, size = ("D", 6.5) if kind == "diamond" else ("o", 7)
+    shape, size = marker_shapes.SHAPES[kind]
     face, edge, width = (color, theme["paper"], 0.8)
-    if kind == "open":
+    if kind.startswith("open"):
         face, edge, width = (theme["paper"], color, 1.5)
     look = {"markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": width, "zorder": 5}
     look |= {"gid": f"tip:{tip}"} if tip else {}
@@ -303,10 +302,7 @@ def label_line_ends(axes: Axes, labels: list[tuple[str, float, float]], theme) -
 
 
 def budget_note(selection: run_selection.BudgetSelection) -> str:
-    """Return caption sentences about a selection of runs, "" for all runs of one kind of start.
-
-    A fine-tuned run started from the weights of another run.
-    """
+    """Return caption sentences about a selection of runs, "" for all runs of one kind of start."""
     budget = "Only the runs of each size with the most tokens."
     if selection.n_tokens is not None:
         budget = f"Only runs on {style.format_si(selection.n_tokens)} tokens."

@@ -16,37 +16,38 @@ from matplotlib.figure import Figure
 
 from lm.reports import transfer_analysis
 from lm.reports.plots import elements, style
+from lm.reports.plots.markers import marker_shapes
 from lm.reports.tuned_abilities import pretraining_gain
 from lm.runs import records, run_selection, task_results
 
 # Training method (see transfer_analysis.task_quality) -> line style, kind of marker.
 METHOD_LINES = {"from scratch": "--", "tuned": "-", "from scratch, same FLOPs": "None"}
-METHOD_MARKERS: dict[str, elements.Kind] = {
+METHOD_MARKERS: dict[str, marker_shapes.Kind] = {
     "from scratch": "open",
     "tuned": "filled",
     "from scratch, same FLOPs": "diamond",
 }
 # Method (see pretraining_gain) -> line style, kind of marker, color of the theme.
-TUNING_LINES: dict[str, tuple[str, elements.Kind, str]] = {
+TUNING_LINES: dict[str, tuple[str, marker_shapes.Kind, str]] = {
     pretraining_gain.TUNED: ("-", "filled", "ink"),
     pretraining_gain.SCRATCH: ("--", "open", "ink"),
     pretraining_gain.TOTAL_FLOPS: ("None", "diamond", "ink"),
-    pretraining_gain.TUNED_ON_ALL: ("-", "filled", "second"),
-    pretraining_gain.SCRATCH_ON_ALL: ("--", "open", "second"),
+    pretraining_gain.TUNED_ON_ALL: ("-", "square", "second"),
+    pretraining_gain.SCRATCH_ON_ALL: ("--", "open square", "second"),
 }
 METHOD_NOTES = {
-    pretraining_gain.TUNED: "dark, filled: pre-trained, tuned on this task",
-    pretraining_gain.SCRATCH: "dark, open: on this task from scratch, same steps",
+    pretraining_gain.TUNED: "filled circle: pre-trained, tuned on this task",
+    pretraining_gain.SCRATCH: "open circle: on this task from scratch, same steps",
     pretraining_gain.TOTAL_FLOPS: "diamond: from scratch, FLOPs of pre-training and tuning",
-    pretraining_gain.TUNED_ON_ALL: "colored, filled: pre-trained, tuned on all tasks",
-    pretraining_gain.SCRATCH_ON_ALL: "colored, open: on all tasks from scratch, same steps",
+    pretraining_gain.TUNED_ON_ALL: "filled square: pre-trained, tuned on all tasks together",
+    pretraining_gain.SCRATCH_ON_ALL: "open square: on all tasks from scratch, same steps",
 }
-# Line style, color of the theme, and note in the caption of each comparison.
-GAIN_STYLES = [
-    ("-", "ink", "dark, solid"),
-    (":", "ink", "dark, dotted"),
-    ("-", "second", "colored, solid"),
-    ("--", "second", "colored, dashed"),
+# Line style, marker, color of the theme, and marker in the caption of each comparison.
+GAIN_STYLES: list[tuple[str, marker_shapes.Kind, str, str]] = [
+    ("-", "filled", "ink", "circle"),
+    ("None", "diamond", "ink", "diamond"),
+    ("-", "square", "second", "filled square"),
+    ("--", "open square", "second", "open square"),
 ]
 GAIN_LINES = dict(zip(pretraining_gain.COMPARISONS, GAIN_STYLES, strict=True))
 
@@ -271,20 +272,18 @@ def tuned_scores_vs_size(points, theme=style.LIGHT) -> Figure:
 def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
     """Plot the gain of pre-training against size, a panel per task, a line per comparison.
 
-    effects: see pretraining_gain.compare_methods. A filled marker exceeds two standard errors.
+    effects: see pretraining_gain.compare_methods.
     """
     tasks = list(dict.fromkeys(gain["task"] for gain in effects))
     title = "Gain of pre-training by size"
     figure, panels = style.new_panels(title, len(tasks), theme, columns=3)
     for axes, task in zip(panels, tasks, strict=False):
         of_task = sorted((g for g in effects if g["task"] == task), key=lambda gain: gain["size"])
-        for (method, other), (line, color, _) in GAIN_LINES.items():
+        for (method, other), (line, kind, color, _) in GAIN_LINES.items():
             curve = [g for g in of_task if (g["method"], g["other"]) == (method, other)]
             xs, ys = [g["size"] for g in curve], [g["gain"] for g in curve]
             axes.plot(xs, ys, line, color=theme[color], linewidth=1.2)
             for g in curve:
-                is_significant = abs(g["gain"]) > pretraining_gain.N_ERRORS * g["gain_se"]
-                kind = "filled" if is_significant else "open"
                 gain = pretraining_gain.format_gain(g)
                 tip = f"{style.format_si(g['size'])}, {method} against {other}: {gain}"
                 point, error = (g["size"], g["gain"]), g["gain_se"]
@@ -296,13 +295,11 @@ def pretraining_gain_vs_size(effects, theme=style.LIGHT) -> Figure:
         style.panel_title(axes, style.truncate_label(task, 32), theme)
     pairs = {(effect["method"], effect["other"]) for effect in effects}
     lines = [
-        f"{line}: {a} against {b}" for (a, b), (*_, line) in GAIN_LINES.items() if (a, b) in pairs
+        f"{marker}: {a} against {b}"
+        for (a, b), (*_, marker) in GAIN_LINES.items()
+        if (a, b) in pairs
     ]
-    caption = [
-        _sentence(lines),
-        "Filled: more than two standard errors from 0. Bars: one standard error over"
-        f" {_error_sources(effects)}.",
-    ]
+    caption = [_sentence(lines), f"Bars: one standard error over {_error_sources(effects)}."]
     return style.finish_figure(figure, panels[0], caption, theme)
 
 

@@ -6,9 +6,9 @@
 
 The methods of a run on conversations, of which it has one task or several:
 
-    tuned, tuned on all                    from the weights of a pre-trained run
-    from scratch, from scratch on all      from random weights, with as many steps: equal FLOPs
-    from scratch, total FLOPs              with the FLOPs of pre-training and tuning together
+    tuned, tuned on all tasks                 from the weights of a pre-trained run
+    from scratch, from scratch on all tasks   from random weights, as many steps: equal FLOPs
+    from scratch, total FLOPs                 with the FLOPs of pre-training and tuning together
 
 Among the runs of a seed with several learning rates, only the run with the lowest held-out loss is
 used. Runs on fewer training examples of the task are left out.
@@ -29,8 +29,8 @@ import numpy as np
 from lm.reports import transfer_analysis
 from lm.runs import records, run_selection, short_names, task_results
 
-TUNED, TUNED_ON_ALL = "tuned", "tuned on all"
-SCRATCH, SCRATCH_ON_ALL = "from scratch", "from scratch on all"
+TUNED, TUNED_ON_ALL = "tuned", "tuned on all tasks"
+SCRATCH, SCRATCH_ON_ALL = "from scratch", "from scratch on all tasks"
 TOTAL_FLOPS = "from scratch, total FLOPs"
 METHODS = (TUNED, SCRATCH, TOTAL_FLOPS, TUNED_ON_ALL, SCRATCH_ON_ALL)
 COMPARISONS = (
@@ -41,7 +41,7 @@ COMPARISONS = (
 )
 BASELINE_METRICS = ("accuracy", "bleu", "chrf")
 UNITS = {"accuracy": "%", "bleu": "BLEU", "bits_per_byte": "bits per byte"}
-N_ERRORS = 2  # standard errors that a gain in a figure must exceed
+N_ERRORS = 2  # standard errors that a gain must exceed
 LEVEL = 0.05  # of all two-sided tests of the comparisons together
 
 

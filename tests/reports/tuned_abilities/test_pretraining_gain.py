@@ -109,11 +109,11 @@ def test_classifications_are_in_percent_and_runs_on_all_tasks_differ():
     several = prompt_row(1000, 5.0, "p/q", sources=("chat:a", "chat:b"), columns={column: 0.75})
     points = pretraining_gain.task_scores([several, prompt_row(1000, 5.0, columns={column: 0.5})])
     assert {(p["task"], p["method"], p["value"]) for p in points} == {
-        *[("captions", "tuned on all", 5), ("captions", "from scratch", 5)],
-        *[("sst2", "tuned on all", 75), ("sst2", "from scratch", 50)],
+        *[("captions", "tuned on all tasks", 5), ("captions", "from scratch", 5)],
+        *[("sst2", "tuned on all tasks", 75), ("sst2", "from scratch", 50)],
     }
     (gain,) = [g for g in pretraining_gain.compare_methods(points) if "sst2" in g["task"]]
-    assert (gain["method"], gain["gain"]) == ("tuned on all", 25)
+    assert (gain["method"], gain["gain"]) == ("tuned on all tasks", 25)
 
 
 def test_labels_contain_the_wording_and_the_selection():
