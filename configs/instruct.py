@@ -4,7 +4,8 @@
         --config=configs/instruct.py:runs/base-100K,my/instructions/train.jsonl.gz
 
 Lines have a prompt and a target, with task and category, or messages: see lm/data/sources/chat.py.
-The file may have its options, such as train.jsonl.gz?template=task. The default is cap=500.
+The file may have its options, such as train.jsonl.gz?instruction=Translate+to+German, a line before
+each prompt. The default is cap=500.
 FORBIDDEN lists categories that the file must not contain, else the run is rejected. Training
 documents that share 13 words in a row with held-out examples are dropped and counted. Without a
 file, the run tunes on synthetic tasks. The learning rate is 4/3 of that of the parent.

@@ -28,6 +28,8 @@ Fields of synthetic tasks: their parameters, and
     choices    number of candidate answers (1: the answer must be produced). Wrong candidates are
                answers of other examples. The chance accuracy is 1 / choices.
 Fields of files:
+    instruction
+               a line before each prompt, such as Translate+to+German: + is a space
     split      name of the file (test)
     only       tasks, subjects or categories, separated by commas
     choices    select the tasks with at most this number of different answers; the model chooses
@@ -69,6 +71,7 @@ _FIELDS = {
     "generate": uri.number(int, 0, 1),
 }
 _FILE_FIELDS = {
+    "instruction": uri.sentence(),
     "split": uri.text("the name of a split"),
     "only": uri.names(),
     "choices": uri.number(int, 2, MAX_CHOICES),
@@ -140,6 +143,7 @@ def load_task(name: str) -> Task:
     match = values.get("match", "strict")
     should_generate = bool(values.get("generate", task.is_translation or match != "strict"))
     task = dataclasses.replace(task, generate=should_generate, match=match)
+    task = _add_instruction(task, values.get("instruction", ""))
     return _apply_chat_template(task, values.get("template", ""))
 
 
@@ -200,6 +204,21 @@ def _synthetic_task(name: str, values: dict[str, Any]) -> Task:
         prompts, question = (prompt,) * len(lines), instance.prompt
         examples.append(Example(prompts, lines, 0, chance, shots=prefix, question=question))
     return Task(name, examples)
+
+
+def _add_instruction(task: Task, instruction: str) -> Task:
+    """Return the task with a line before each prompt, before its solved examples."""
+    if not instruction:
+        return task
+    line = f"{instruction}\n"
+
+    def instruct(example: Example) -> Example:
+        prompts = tuple(line + prompt for prompt in example.prompts)
+        return dataclasses.replace(example, prompts=prompts, shots=line + example.shots)
+
+    examples = [instruct(example) for example in task.examples]
+    training_examples = [instruct(example) for example in task.training_examples]
+    return dataclasses.replace(task, examples=examples, training_examples=training_examples)
 
 
 def _apply_chat_template(task: Task, template: str) -> Task:
@@ -322,7 +341,7 @@ def _validate_prompts(name: str, examples: list[Example], values: dict[str, Any]
     Minimal pairs have no prompt. The candidates of a choice of contexts have different prompts.
     """
     no_prompt = any(not example.prompts[0] for example in examples)
-    fields = [field for field in ("shots", "template") if values.get(field)]
+    fields = [field for field in ("shots", "template", "instruction") if values.get(field)]
     if no_prompt and fields:
         raise ValueError(
             f"task {name}: minimal pairs have no prompt: remove {' and '.join(fields)}"

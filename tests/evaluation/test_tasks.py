@@ -292,3 +292,18 @@ def test_instances_of_a_synthetic_task_are_limited(monkeypatch):
     assert len(tasks.load_task("reverse?length=4&n=10&shots=2").examples) == 10
     with pytest.raises(ValueError, match="n=11 examples with shots=2 have more than 30"):
         tasks.load_task("reverse?length=4&n=11&shots=2")
+
+
+def test_instruction_is_before_the_shots_and_no_part_of_the_question(tmp_path):
+    for name, words in (("train", ("un", "deux", "trois")), ("test", ("quatre",))):
+        lines = [json.dumps({"question": f"Say {word}", "answer": word}) for word in words]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (example,) = tasks.load_task(f"file:{tmp_path}?shots=2&instruction=Repeat+this:").examples
+    assert example.prompts[0].startswith("Repeat this:\nQuestion: Say ")
+    assert example.prompts[0].removeprefix(example.shots) == "Question: Say quatre\nAnswer:"
+    assert example.question == "Question: Say quatre\nAnswer:"
+    (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b"}')
+    with pytest.raises(ValueError, match="no prompt: remove instruction"):
+        tasks.load_task(f"file:{tmp_path}/pairs.jsonl?instruction=Choose")
+    with pytest.raises(ValueError, match="instruction does not exist"):
+        tasks.load_task("copy?instruction=Repeat")

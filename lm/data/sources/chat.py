@@ -16,7 +16,9 @@ a list of messages. A task without a name gets the name of its folder:
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
 The content of a message is a text or a list of text parts. A system message becomes the beginning
-of the prompt that follows it.
+of the prompt that follows it. The instruction of a source is a line before the first prompt of each
+conversation: chat:my/sst2.jsonl?instruction=Is+this+review+positive+or+negative. Without it, a
+prompt does not name its task, unless its line has an instruction.
 
 With shots=N, the N latest earlier examples of the task precede each example; the first examples
 have later ones. No held-out answer becomes part of training text: the hash of the last example
@@ -62,6 +64,7 @@ _REMOVAL_TABLE = str.maketrans("", "", "\0" + tokenizers.CHAT_TOKENS)
 MAX_HELDOUT_FRACTION = 0.5
 _FIELDS = {
     "template": uri.choice(TEMPLATES),
+    "instruction": uri.sentence(),
     "only": uri.names(),
     "without": uri.names(),
     "cap": uri.count(),
@@ -91,6 +94,7 @@ class ChatSource:
 
     path: str
     template: str = "chat"
+    instruction: str = ""  # line before the first prompt of each conversation
     only: frozenset[str] = frozenset()  # tasks or categories to select; empty selects all
     without: frozenset[str] = frozenset()  # tasks or categories to exclude
     cap: int = 0  # examples per task, the same ones for every selection; 0: all
@@ -103,7 +107,9 @@ class ChatSource:
 
 
 def parse_chat_source(argument: str) -> ChatSource:
-    """Parse "PATH?template=chat&only=a,b&without=c&cap=100&shots=2". All fields are optional.
+    """Parse "PATH?template=chat&only=a,b&without=c&cap=100&shots=2", and so on.
+
+    All fields are optional: see ChatSource.
 
     Raises ValueError for an unknown field or value.
     """
@@ -205,7 +211,8 @@ def chat_examples(
                 names = example_formats.task_names(row)
                 task = names.get("task", path.parent.name)
                 category = names.get("category", names.get("subject", ""))
-                yield ChatExample(_turns(row, where), task, category, where)
+                turns = _instruct(source.instruction, _turns(row, where))
+                yield ChatExample(turns, task, category, where)
             except ValueError as error:
                 on_error(str(error))
 
@@ -263,6 +270,13 @@ def _turns(row: dict, where: str) -> list[Turn]:
             if not _remove_special(text).strip():
                 raise ValueError(f"{where}: an empty {field}: fill it in, or data.on_error='skip'")
     return turns
+
+
+def _instruct(instruction: str, turns: list[Turn]) -> list[Turn]:
+    """Return the turns with a line before the first prompt, unless the instruction is ""."""
+    if not instruction:
+        return turns
+    return [Turn(f"{instruction}\n{turns[0].prompt}", turns[0].answer), *turns[1:]]
 
 
 def _capped_digests(source: ChatSource) -> set[bytes]:

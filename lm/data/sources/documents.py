@@ -298,7 +298,7 @@ USAGE = {
     "tfds": "tfds:NAME[/CONFIG][:VERSION]/SPLIT[?field=NAME]",
     "hf": "hf:NAME[@REVISION][:CONFIG]/SPLIT[?field=NAME]",
     "synthetic": "synthetic:machine[?states=N&...] or synthetic:grammar[?words=N&...]",
-    "chat": "chat:PATH[?template=NAME&only=TASK,...&without=TASK,...&cap=N&shots=N]",
+    "chat": "chat:PATH[?template=NAME&instruction=TEXT&only=TASK&without=TASK&cap=N&shots=N]",
     "tasks": "tasks:NAME[?FIELD=LOW-HIGH&megabytes=N&seed=N][+NAME...]",
     "tokens": "tokens:PATH[?dtype=TYPE&field=COLUMN]",
 }

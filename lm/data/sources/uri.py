@@ -9,6 +9,7 @@ Every source and task uses this parser, so all of them report the same errors.
 import difflib
 import re
 import shlex
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,6 +91,14 @@ def text(allowed: str = "a name") -> Field:
     allowed: description of the allowed values for the error message.
     """
     return Field(_non_empty, allowed)
+
+
+def sentence() -> Field:
+    """Return a field whose value is a text, written with + for a space and %XX for other bytes."""
+    return Field(
+        lambda value: _non_empty(urllib.parse.unquote_plus(value, errors="strict").strip()),
+        "a text with + for each space, and %26, %25 and %2B for &, % and +",
+    )
 
 
 def names() -> Field:

@@ -22,6 +22,7 @@ corrected for the number of comparisons (Bonferroni). A comparison is a task and
 Without a second seed, nothing is tested.
 """
 
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -79,16 +80,19 @@ def task_scores(rows: Sequence[Mapping], metric: str = "") -> list[dict]:
 
 
 def task_label(task: str) -> str:
-    """Return the name of a task with its wording: file:my/sst2?template=task -> sst2 (task).
+    """Return the name of a task with its prompt format: file:my/sst2?template=task -> sst2 (task).
 
-    The wording of the template "chat" is left out. Tasks of a file are named by its option `only`.
+    The template "chat" is left out. An instruction is written in words. Tasks of a file are named
+    by its option `only`.
     """
     name, _, query = short_names.shorten_task(task).partition("?")
     options = dict(text.split("=", 1) for text in query.split("&") if "=" in text)
-    wording, selection = options.pop("template", "chat"), options.pop("only", "")
+    template, selection = options.pop("template", "chat"), options.pop("only", "")
+    instruction = urllib.parse.unquote_plus(options.pop("instruction", ""))
     name += f": {selection}" if selection else ""
     others = [f"{key}={value}" for key, value in options.items()]
-    others += [wording] if wording != "chat" else []
+    others += [template] if template != "chat" else []
+    others += [instruction] if instruction else []
     return f"{name} ({', '.join(others)})" if others else name
 
 

@@ -161,6 +161,20 @@ def test_task_lines_become_conversations_of_correct_answers(tmp_path):
     assert {texts(path)[1], texts(path)[2]} < task_texts | {texts(path)[0]}
 
 
+def test_instruction_precedes_the_first_prompt_in_training_and_evaluation(tmp_path):
+    rows = [{"src": "a cat", "tgt": "un chat"}, {"src": "two", "tgt": "deux"}]
+    path = str(write(tmp_path / "train.jsonl", rows))
+    written = "instruction=To+French,+%26+short%3a"
+    assert texts(f"{path}?{written}")[0] == "\x01To French, & short:\na cat\n=>\x02un chat\x03"
+    task = tasks.load_task(f"file:{path}?template=chat&{written}")
+    task_texts = {e.prompts[e.right] + e.answers[e.right] for e in task.examples}
+    assert task_texts == set(texts(f"{path}?{written}"))
+    contents = [("user", "Hi"), ("assistant", "Hi."), ("user", "Bye"), ("assistant", "Bye.")]
+    turns = [{"role": role, "content": content} for role, content in contents]
+    path = str(write(tmp_path / "chat.jsonl", [{"messages": turns}]))
+    assert texts(f"{path}?instruction=Answer.") == ["\x01Answer.\nHi\x02Hi.\x03\x01Bye\x02Bye.\x03"]
+
+
 def test_tasks_are_selected_by_name_or_category_and_capped(tmp_path):
     rows = [row(n, f"t{n % 3}", "even" if n % 3 else "odd") for n in range(30)]
     path = str(write(tmp_path / "a.jsonl", rows))
@@ -230,9 +244,10 @@ def test_task_with_too_few_shots_is_rejected_or_left_out(tmp_path):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ("?templat=chat", "templat does not exist: did you mean template.* template, only"),
+        ("?templat=chat", "templat does not exist: did you mean template.* template, instr"),
         ("?template=story", "template=story must be one of chat, question"),
         ("?cap=few", "cap=few must be a whole number"),
+        ("?instruction=+", r"instruction=\+ must be a text with \+ for each space"),
     ],
 )
 def test_invalid_field_error_names_the_field(fields, message):

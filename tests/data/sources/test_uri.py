@@ -12,6 +12,7 @@ FIELDS = {
     "length": uri.int_range(2, 10),
     "share": uri.number(float, 0, 1),
     "seed": uri.number(int, 0, 99),
+    "line": uri.sentence(),
 }
 
 
@@ -30,6 +31,8 @@ def test_fields_have_their_types():
         },
     )
     assert uri.parse_uri("copy?length=4", FIELDS).values == {"length": (4, 4)}
+    written = "copy?line=A+%26+B+%3D+%C3%BC&n=3"
+    assert uri.parse_uri(written, FIELDS).values == {"line": "A & B = ü", "n": 3}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,7 @@ def test_open_quote_is_rejected():
         ("copy?length=5-3", "length=5-3 must be"),
         ("copy?length=1-3", "length=1-3 must be"),
         ("copy?share=nan", "share=nan must be a number from 0 to 1"),
+        ("copy?line=%FF", "line=%FF must be a text with + for each space"),
         ("copy?seed=1.5", "seed=1.5 must be a whole number from 0 to 99"),
     ],
 )

@@ -121,6 +121,7 @@ def test_labels_contain_the_wording_and_the_selection():
         OTHER: "sst2",
         "file:my/sst2?template=question&n=5": "sst2 (question)",
         "file:my/test_unseen_task.jsonl.gz?template=chat&only=nli": "test_unseen_task: nli",
+        "file:my/sst2?instruction=Good+or+bad%3F&template=chat": "sst2 (Good or bad?)",
         "copy?length=3": "copy (length=3)",
     }
     assert {task: pretraining_gain.task_label(task) for task in labels} == labels
