@@ -12,23 +12,22 @@ captions      English-German captions, from the pre-trained weights and from scr
               numbers of steps, at each rate of FACTORS: the sweep of learning rates
 long          captions from scratch, for the FLOPs of pre-training and tuning together
 seeds         captions with the best rates of the part captions, and the other seeds of the ladder
-prompts       all tasks at once, in two prompt formats, with instructions of other tasks: from the
-              pre-trained weights and from scratch
+prompts       all tasks at once, each with two of its INSTRUCTIONS, and many other instructions:
+              from the pre-trained weights and from scratch
 specialists   each classification and the paraphrases, from scratch and from the pre-trained weights
 
 my/tasks contains a folder per task of TASKS, with train.jsonl.gz and test.jsonl.gz. A line of the
 captions and paraphrases has the fields src and tgt, a line of the other tasks text and label_name.
 Other formats are in lm/data/sources/example_formats.py. The folder instructions has
 train.jsonl.gz, test_seen_task.jsonl.gz, test_unseen_template.jsonl.gz and
-test_unseen_task.jsonl.gz. For other tasks, edit TASKS, CAPTIONS, SHORT_TASKS and UNSEEN in a copy
-of this file. The runs are in RUNS/ability_tuning.
+test_unseen_task.jsonl.gz. For other tasks, edit TASKS, INSTRUCTIONS, CAPTIONS, SHORT_TASKS and
+UNSEEN in a copy of this file. The runs are in RUNS/ability_tuning.
 
-Models of the part prompts are tested on held-out items, in a prompt format that the tuning does not
-have, on other wordings of the instructions, and on UNSEEN kinds of tasks. Of the instructions, the
-tests are the tasks with few different answers, of which the model chooses the most probable one.
-Prompts of captions and paraphrases are equal and do not name the task: lines with instruction,
-input and output do. Runs of the part specialists stop when their held-out loss rises, all others
-after their number of steps. lm/reports/transfer_analysis.py compares the runs.
+Models of the part prompts are tested on held-out items, on the third of the INSTRUCTIONS of a task,
+which the tuning does not have, and on UNSEEN kinds of tasks. Of the folder instructions, the tests
+are the tasks with few different answers, of which the model chooses the most probable one. Runs of
+the part specialists stop when their held-out loss rises, all others after their number of steps.
+lm/reports/transfer_analysis.py compares the runs.
 
 Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training: 4 minutes at
 60K and 11 minutes at 1M on one busy CPU core. All parts of a size with three seeds have about
@@ -36,6 +35,7 @@ thirty times the steps of one tuning run, if none stops early. The results are i
 experiments/log/ability_ladder.md, and notebooks/data/ability_tuning has the records.
 """
 
+import urllib.parse
 import warnings
 from collections.abc import Iterator
 
@@ -48,6 +48,38 @@ SHORT_TASKS = ("ag_news", "sst2", "subjectivity", "goemotions", "quora_paraphras
 TASKS = {  # weight of each task in the part prompts
     **{CAPTIONS: 0.35, "ag_news": 0.1, "sst2": 0.1, "subjectivity": 0.1, "goemotions": 0.1},
     **{"quora_paraphrase": 0.05, "instructions": 0.2},
+}
+INSTRUCTIONS = {  # lines before the prompts: two of the tuning, and one that only tests have
+    CAPTIONS: (
+        "Translate this sentence to German.",
+        "How do you say this in German?",
+        "Write this in German.",
+    ),
+    "ag_news": (
+        "What is the topic of this news?",
+        "Choose the section of this article.",
+        "Which category does this text belong to?",
+    ),
+    "sst2": (
+        "Is this review positive or negative?",
+        "What does the critic think of the film?",
+        "Choose the sentiment of this text.",
+    ),
+    "subjectivity": (
+        "Is this sentence subjective or objective?",
+        "Is this an opinion or a description?",
+        "Does this text state a fact or a feeling?",
+    ),
+    "goemotions": (
+        "Which emotion does this comment express?",
+        "How does the writer feel?",
+        "Choose the emotion of this text.",
+    ),
+    "quora_paraphrase": (
+        "Ask this question in other words.",
+        "Write a question with the same meaning.",
+        "Paraphrase this text.",
+    ),
 }
 UNSEEN = ("nli", "fact_checking", "big_bench_hard")  # categories that tuning never contains
 CHOICES = 10  # largest number of different answers of a task of the instructions that is tested
@@ -146,18 +178,20 @@ def _specialist(
 
 
 def _prompts(parent: schema.Run, folder: str, method: str, factor: float) -> schema.Run:
-    """Return a run on prompts of all tasks. All but the instructions have two prompt formats."""
+    """Return a run on prompts of all tasks. Each task but the folder instructions has two lines."""
     run = _new_run(parent, "prompts", method, factor)
-    formats = {task: ("chat",) if task == "instructions" else ("chat", "task") for task in TASKS}
-    run.data.sources = {
-        f"chat:{folder}/{task}/train.jsonl.gz?template={name}": weight / len(formats[task])
-        for task, weight in TASKS.items()
-        for name in formats[task]
-    }
+    run.data.sources = {f"chat:{folder}/instructions/train.jsonl.gz": TASKS["instructions"]}
+    tests = []
+    for task, (*tuned, unseen) in INSTRUCTIONS.items():
+        for line in tuned:
+            source = f"chat:{folder}/{task}/train.jsonl.gz?{_instruction(line)}"
+            run.data.sources[source] = TASKS[task] / len(tuned)
+        size = "" if task == CAPTIONS else "&n=500"
+        tests += [
+            f"file:{folder}/{task}?template=chat&{_instruction(line)}{size}"
+            for line in (tuned[0], unseen)
+        ]
     run.data.forbidden_tasks = ",".join(UNSEEN)
-    tests = [f"file:{folder}/{CAPTIONS}?template=chat"]
-    for name in ("chat", "question"):  # the second is in no prompt of the tuning
-        tests += [f"file:{folder}/{task}?template={name}&n=500" for task in SHORT_TASKS]
     instructions = f"file:{folder}/instructions"
     for file in ("test_seen_task", "test_unseen_template"):
         tests.append(f"{instructions}/{file}.jsonl.gz?template=chat&choices={CHOICES}")
@@ -167,6 +201,11 @@ def _prompts(parent: schema.Run, folder: str, method: str, factor: float) -> sch
     ]
     run.eval.tasks = " ".join(tests)
     return run
+
+
+def _instruction(line: str) -> str:
+    """Return the field of a source or a task with a line before its prompts."""
+    return f"instruction={urllib.parse.quote_plus(line, safe='.')}"
 
 
 def _row_tokens(run: schema.Run) -> int:

@@ -346,8 +346,13 @@ def test_ability_tuning_compares_at_equal_flops():
     assert runs["60K-seed1-captions-tuned-x2.7"].start.run == "ability_ladder/60K-seed1-10M"
     prompts = runs["60K-prompts-tuned-x2.7"]
     assert sum(prompts.data.sources.values()) == pytest.approx(1)
-    assert not any("template=question" in source for source in prompts.data.sources)
-    assert "template=question" in prompts.eval.tasks and "nli" in prompts.data.forbidden_tasks
+    assert "nli" in prompts.data.forbidden_tasks
+    for task, (*tuned, unseen) in ability_tuning.INSTRUCTIONS.items():
+        fields = [ability_tuning._instruction(line) for line in (*tuned, unseen)]
+        trained = [source for source in prompts.data.sources if f"/{task}/" in source]
+        assert [source.partition("?")[2] for source in trained] == fields[:2]
+        tests = [name for name in prompts.eval.tasks.split() if f"/{task}?" in name]
+        assert [fields[0] in tests[0], fields[2] in tests[1], len(tests)] == [True, True, 2]
     assert not list(ability_tuning.get_sweep("tasks,60K,captions,runs"))[0].eval.n_completions
     with pytest.raises(ValueError, match="part=all does not exist: use one of captions"):
         list(ability_tuning.get_sweep("tasks,60K,all"))
