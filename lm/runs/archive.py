@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lm.runs import filesystem, json_files, records
+from lm.runs import filesystem, json_files, records, short_names
 from lm.runs.integrity import prediction_log, record_checksums, record_lines, sweep_files
 from lm.runs.items import array_files
 
@@ -74,8 +74,8 @@ def archive_sweep(sweep_dir, archive_dir, megabytes: float = 1.5) -> int:
 def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, str | bytes]:
     """Return {file: content} with the most detail that fits into `megabytes`: see LEVELS."""
     paths = set().union(*(_outside_paths(value) for value in contents.values()))
-    short_names = _short_names(paths)
-    portable = {name: _replace_paths(value, short_names) for name, value in contents.items()}
+    endings = _short_names(paths)
+    portable = {name: _replace_paths(value, endings) for name, value in contents.items()}
     _add_prediction_hashes(portable)
     files: dict[str, str | bytes] = {}
     for n_steps, has_sums in LEVELS:
@@ -253,18 +253,13 @@ def _outside_paths(value) -> set[str]:
 def _short_names(paths: set[str]) -> dict[str, str]:
     """Return {path: its last component}, or the last two components if the last is a pattern.
 
-    Different paths with the same short name are numbered.
+    Different paths have as many components as they need to differ.
     """
-    short_names, same_names = {}, {}
-    for path in sorted(paths):
-        components = _components(path)
-        first, *others = components[-2:] if "*" in components[-1] else components[-1:]
-        same_name = same_names.setdefault((first, *others), [])
-        if components not in same_name:
-            same_name.append(components)
-        number = same_name.index(components) + 1
-        short_names[path] = "/".join([f"{first}-{number}" if number > 1 else first, *others])
-    return short_names
+    parts = {path: _components(path) for path in sorted(paths)}
+    by_path = {"/".join(components): components for components in parts.values()}
+    depths = {path: 2 if "*" in components[-1] else 1 for path, components in by_path.items()}
+    names = short_names.unique_endings(by_path, depths)
+    return {path: names["/".join(components)] for path, components in parts.items()}
 
 
 def _components(path: str) -> list[str]:

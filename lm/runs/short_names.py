@@ -7,8 +7,9 @@ short_names.shorten_task("pair:my/blimp?n=9#binding/principle")   # "blimp/princ
 Sources and tasks are named as in the config and in the columns of records.load_runs.
 """
 
+import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Prefixes of paths.
 FILE_SOURCES = ("text", "jsonl", "parquet", "chat", "tokens", "file", "pair")
@@ -18,30 +19,49 @@ SUFFIXES = r"([.](txt|md|tsv|jsonl|parquet|bin|ds|gz|zst))+$"
 def shorten_sources(sources: Sequence[str]) -> dict[str, str]:
     """Return {source: short name}. The short name of a file is its last folder or file name.
 
-    If two short names are equal, they get as many folders as needed to differ. A single source of
-    generated tasks is "tasks". Other sources that are not files have their full names.
+    If two short names are equal, they get as many folders as needed to differ, and their options if
+    they are the same file. A single source of generated tasks is "tasks". Other sources that are
+    not files have their full names.
     """
     components = {source: _path_components(source) for source in sources}
     task_sources = [source for source in components if source.startswith("tasks:")]
     if len(task_sources) == 1:
         components[task_sources[0]] = ["tasks"]
-    depths = dict.fromkeys(sources, 1)
-    while True:
-        names = {
-            source: "/".join(parts[-depths[source] :]) if parts else source
-            for source, parts in components.items()
-        }
-        ambiguous = [
-            source
-            for source, name in names.items()
-            if list(names.values()).count(name) > 1 and depths[source] < len(components[source])
-        ]
-        if not ambiguous:
-            break
-        for source in ambiguous:
-            depths[source] += 1
+    names = unique_endings(components, dict.fromkeys(sources, 1))
+    counts = collections.Counter(names.values())
+    for source, name in names.items():
+        if counts[name] > 1 and components[source]:
+            names[source] = "?".join([name, *source.split("?", 1)[1:]])
     are_unique = len(set(names.values())) == len(names)
     return names if are_unique else {source: source for source in sources}
+
+
+def unique_endings(
+    components: Mapping[str, Sequence[str]], n_parts: Mapping[str, int]
+) -> dict[str, str]:
+    """Return {name: its last components, joined by /}, as many as the names need to differ.
+
+    components: parts of each name; a name without parts is not shortened. Names with equal parts
+    have equal endings. n_parts: least number of components of each ending.
+    """
+    depths = dict(n_parts)
+    while True:
+        endings = {
+            name: "/".join(parts[-depths[name] :]) if parts else name
+            for name, parts in components.items()
+        }
+        by_ending: dict[str, set[tuple[str, ...]]] = {}
+        for name, ending in endings.items():
+            by_ending.setdefault(ending, set()).add(tuple(components[name]))
+        ambiguous = [
+            name
+            for name, ending in endings.items()
+            if len(by_ending[ending]) > 1 and depths[name] < len(components[name])
+        ]
+        if not ambiguous:
+            return endings
+        for name in ambiguous:
+            depths[name] += 1
 
 
 def shorten_task(task: str) -> str:

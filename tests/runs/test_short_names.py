@@ -10,6 +10,13 @@ def test_equal_file_names_get_folders():
     assert list(shortened.values()) == expected
 
 
+def test_options_distinguish_two_sources_of_a_file():
+    file = "chat:my/sst2/train.jsonl.gz"
+    sources = [f"{file}?template=task", file, "chat:my/qnli/train.jsonl.gz?cap=5"]
+    expected = ["sst2/train?template=task", "sst2/train", "qnli/train"]
+    assert list(short_names.shorten_sources(sources).values()) == expected
+
+
 def test_token_files_have_the_name_of_their_file():
     sources = ["tokens:my/wiki.bin", "tokens:my/books/*.ds?dtype=uint16", "tokens:my/news.ds"]
     assert list(short_names.shorten_sources(sources).values()) == ["wiki", "books", "news"]
