@@ -35,6 +35,14 @@ def learned(row: Mapping) -> list[str]:
     return [source for source, weight in row["data.sources"].items() if weight]
 
 
+def learned_files(row: Mapping) -> set[str]:
+    """Return the sources that a run learned, without their options.
+
+    A task with two instructions has two sources and one file.
+    """
+    return {source.partition("?")[0] for source in learned(row)}
+
+
 def task_base_name(task: str) -> str:
     """Return the name of a task without folder and options: file:my/sst2?n=100 -> sst2."""
     return short_names.shorten_task(task).partition("?")[0]
@@ -221,7 +229,7 @@ def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) 
     """Return the method of a run, see `task_quality`. tuned_steps: {(size, *sources): steps}."""
     sources = learned(row)
     if run_selection.is_finetuned(row):
-        return "tuned" if len(sources) == 1 else "tuned on all tasks"
+        return "tuned" if len(learned_files(row)) == 1 else "tuned on all tasks"
     if row["data.loss_on"] != "answers":
         options = task.split("?")[-1].split("&")
         shots = [text.removeprefix("shots=") for text in options if text.startswith("shots=")]

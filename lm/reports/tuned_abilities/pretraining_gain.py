@@ -22,6 +22,7 @@ corrected for the number of comparisons (Bonferroni). A comparison is a task and
 Without a second seed, nothing is tested.
 """
 
+import collections
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 
@@ -69,14 +70,36 @@ def task_scores(rows: Sequence[Mapping], metric: str = "") -> list[dict]:
                 key = task, row[records.N_PARAMS], _method(row, steps)
                 groups.setdefault(key, []).append(row)
     ordered = sorted(groups.items(), key=lambda item: _order(*item[0]))
-    labels = unique_labels(list(dict.fromkeys(task for task, _, _ in groups)))
+    names = _without_instructions(tuned_rows, list(dict.fromkeys(task for task, _, _ in groups)))
+    labels = unique_labels(list(dict.fromkeys(names.values())))
     points = [
-        {"task": labels[key[0]]} | _score(*key, _best_by_seed(group), metric)
+        {"task": labels[names[key[0]]]} | _score(*key, _best_by_seed(group), metric)
         for key, group in ordered
     ]
     return [
         _with_error(point, [p for p in points if p["task"] == point["task"]]) for point in points
     ]
+
+
+def _without_instructions(rows: Sequence[Mapping], tasks: Sequence[str]) -> dict[str, str]:
+    """Return {task: task without its instruction, if a run was tuned on this instruction}.
+
+    Such a task is compared with models of this task alone, which may have no instruction. Tests of
+    several tuned instructions of a task keep them.
+    """
+    sources = [source for row in rows for source in row["data.sources"]]
+    tuned = {field for source in sources for field in source.partition("?")[2].split("&")}
+    names = {}
+    for task in tasks:
+        path, mark, query = task.partition("?")
+        others = [
+            field
+            for field in query.split("&")
+            if not (field.startswith("instruction=") and field in tuned)
+        ]
+        names[task] = path + mark * bool(others) + "&".join(others)
+    counts = collections.Counter(name for task, name in names.items() if name != task)
+    return {task: task if counts[name] > 1 else name for task, name in names.items()}
 
 
 def task_label(task: str) -> str:
@@ -237,10 +260,10 @@ def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
 
 def _method(row: Mapping, tuned_steps: Mapping[tuple, int]) -> str:
     """Return the method of a run. tuned_steps: see `_tuned_steps`."""
-    sources = transfer_analysis.learned(row)
+    sources, n_files = transfer_analysis.learned(row), len(transfer_analysis.learned_files(row))
     if run_selection.is_finetuned(row):
-        return TUNED if len(sources) == 1 else TUNED_ON_ALL
-    if len(sources) > 1:
+        return TUNED if n_files == 1 else TUNED_ON_ALL
+    if n_files > 1:
         return SCRATCH_ON_ALL
     is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *sources), row["steps"])
     return TOTAL_FLOPS if is_longer else SCRATCH

@@ -116,6 +116,35 @@ def test_classifications_are_in_percent_and_runs_on_all_tasks_differ():
     assert (gain["method"], gain["gain"]) == ("tuned on all tasks", 25)
 
 
+def test_tuned_instruction_is_compared_with_a_model_without_it():
+    """An unseen instruction is a test of its own. Two instructions of a file are one task."""
+    seen, unseen = (
+        OTHER.replace("&n=", f"&instruction={line}&n=") for line in ("Rate+it.", "Good%3F")
+    )
+    scores = {f"eval.task.{task}.accuracy": score for task, score in ((seen, 0.8), (unseen, 0.7))}
+    sources = ("chat:sst2?instruction=Rate+it.", "chat:sst2?instruction=Judge+it.")
+    alone = prompt_row(1000, 5.0, columns={f"eval.task.{OTHER}.accuracy": 0.5})
+    one_task = prompt_row(1000, 5.0, "p/q", sources=sources, columns=scores)
+    points = pretraining_gain.task_scores([one_task, alone])
+    assert {(p["task"], p["method"], p["value"]) for p in points if "sst2" in p["task"]} == {
+        *[("sst2", "tuned", 80), ("sst2 (Good?)", "tuned", 70), ("sst2", "from scratch", 50)],
+    }
+    all_tasks = prompt_row(1000, 5.0, "p/q", sources=(*sources, "chat:b"), columns=scores)
+    (gain,) = [
+        effect
+        for effect in pretraining_gain.compare_methods(
+            pretraining_gain.task_scores([all_tasks, alone])
+        )
+        if effect["task"] == "sst2"
+    ]
+    assert (gain["method"], gain["gain"]) == ("tuned on all tasks", pytest.approx(30))
+    both = scores | {f"eval.task.{seen.replace('Rate', 'Judge')}.accuracy": 0.75}
+    points = pretraining_gain.task_scores([one_task | both])
+    assert {p["task"] for p in points if "sst2" in p["task"]} == {
+        *("sst2 (Rate it.)", "sst2 (Judge it.)", "sst2 (Good?)")
+    }
+
+
 def test_labels_contain_the_wording_and_the_selection():
     labels = {
         OTHER: "sst2",
