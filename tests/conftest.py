@@ -9,6 +9,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import pytest
@@ -21,6 +22,9 @@ from lm.runs import records
 from lm.training import loop, step
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Without bytecode, each worker compiles all tests, and each process that tests start all of lm.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # The workers and the processes that tests start inherit it. Threads of OpenBLAS wait in a loop.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # XLA reads the flags when it first compiles, also in the processes that tests start.
