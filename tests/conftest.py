@@ -57,7 +57,7 @@ LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sl
 LONG_FILES = (
     *("test_documentation.py", "test_report.py", "test_step.py", "test_decoding.py"),
     *("test_coordinate_check.py", "test_transformer.py", "test_loop.py", "test_faults.py"),
-    *("test_mesh.py", "test_multiprocess.py", "test_commands.py", "test_accelerator.py"),
+    *("test_mesh.py", "test_multiprocess.py", "test_commands.py", "test_report_sections.py"),
     *("test_vmapped_runs.py", "test_notebooks.py", "test_page_layout.py", "test_optimizer.py"),
 )
 
@@ -149,11 +149,9 @@ def finished_copy(finished_run, tmp_path) -> schema.Run:
 
 
 @pytest.fixture
-def built_anew():
-    """Clear the cache of functions before and after tests that replace parts of the functions."""
-    step.CACHE.programs.clear()
-    yield
-    step.CACHE.programs.clear()
+def built_anew(monkeypatch):
+    """Give tests that replace parts of the functions an own cache of functions."""
+    monkeypatch.setattr(step.CACHE, "programs", {})
 
 
 @pytest.fixture(scope="session")
