@@ -9,6 +9,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import pytest
@@ -21,6 +22,9 @@ from lm.runs import records
 from lm.training import loop, step
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Without bytecode, each worker compiles all tests, and each process that tests start all of lm.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # The workers and the processes that tests start inherit it. Threads of OpenBLAS wait in a loop.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # XLA reads the flags when it first compiles, also in the processes that tests start.
@@ -53,7 +57,7 @@ LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sl
 LONG_FILES = (
     *("test_documentation.py", "test_report.py", "test_step.py", "test_decoding.py"),
     *("test_coordinate_check.py", "test_transformer.py", "test_loop.py", "test_faults.py"),
-    *("test_mesh.py", "test_multiprocess.py", "test_commands.py", "test_accelerator.py"),
+    *("test_mesh.py", "test_multiprocess.py", "test_commands.py", "test_report_sections.py"),
     *("test_vmapped_runs.py", "test_notebooks.py", "test_page_layout.py", "test_optimizer.py"),
 )
 
@@ -145,11 +149,9 @@ def finished_copy(finished_run, tmp_path) -> schema.Run:
 
 
 @pytest.fixture
-def built_anew():
-    """Clear the cache of functions before and after tests that replace parts of the functions."""
-    step.CACHE.programs.clear()
-    yield
-    step.CACHE.programs.clear()
+def built_anew(monkeypatch):
+    """Give tests that replace parts of the functions an own cache of functions."""
+    monkeypatch.setattr(step.CACHE, "programs", {})
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Order of training rows: mixture of sources, keyed permutation of rows, random cuts.
 
-    source_pattern([3, 1])                              # source of each of 4 rows, for two sources
+    source_pattern((3, 1))                              # source of each of 4 rows, for two sources
     keyed_permutation(np.arange(5), 1000, (0, "docs"))  # first 5 of 1000 rows, in a random order
     RowOrder(weights, seed, ...).rows(0, 16)            # source, epoch and row of the rows 0-15
 
@@ -43,7 +43,7 @@ class RowOrder:
         """
         self.weights, self.seed, self.sources = weights, seed, list(weights)
         self.n_rows, self._n_rows_in_file = list(n_rows), list(n_rows_in_file)
-        self._pattern = source_pattern(list(self.weights.values()))
+        self._pattern = source_pattern(tuple(self.weights.values()))
         one_hot = self._pattern[:, None] == np.arange(len(self.sources))
         # Rows of each source before each position of the pattern, [PATTERN, n_sources].
         self._n_earlier = np.cumsum(one_hot, axis=0) - one_hot
@@ -108,8 +108,9 @@ def quantize_weights(weights: dict[str, float]) -> dict[str, int]:
     return rows
 
 
-def source_pattern(counts: list[int]) -> np.ndarray:
-    """Return the index of the source of each row, [sum(counts)].
+@functools.lru_cache(maxsize=8)
+def source_pattern(counts: tuple[int, ...]) -> np.ndarray:
+    """Return the index of the source of each row, [sum(counts)], read-only.
 
     counts: rows of each source. In every prefix, the rows of a source deviate from its fraction by
     less than one row.
@@ -128,6 +129,7 @@ def source_pattern(counts: list[int]) -> np.ndarray:
         deadline = np.where(lacking >= slack - 1e-9, (1 - slack - lacking) / rates, np.inf)
         sources[i] = deadline.argmin()
         n_assigned[sources[i]] += 1
+    sources.flags.writeable = False  # later calls return the same array
     return sources
 
 

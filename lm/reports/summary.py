@@ -205,13 +205,13 @@ def fit_all_laws(rows) -> dict[str, tuple[Any, str]]:
     """
     y = comparability.loss_column(rows)
     joint_refusal = run_selection.refuse_joint_law(rows)
-    # A law that will be refused needs no intervals, which require most of the time.
-    options = {"bootstrap": 0} if joint_refusal else {}
-    joint, refusal = estimation.try_fit(power_laws.chinchilla, rows, y=y, **options)
+    # A law that is refused needs no intervals, which require most of the time.
+    fit_joint = functools.partial(estimation.try_fit, power_laws.chinchilla, rows, y=y)
+    joint, refusal = fit_joint(bootstrap=0)
     if joint and joint.max_off_line_factor is not None:
-        joint, refusal = None, "all runs have the same relation of N and D: vary tokens per size"
-    if joint and joint_refusal:
-        joint, refusal = None, joint_refusal
+        joint_refusal = "all runs have the same relation of N and D: vary tokens per size"
+    if joint:
+        joint, refusal = (None, joint_refusal) if joint_refusal else fit_joint()
     return {
         "compute": fit_compute_law(rows),
         "size and tokens": (joint, refusal),

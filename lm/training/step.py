@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.config import schema
+from lm.config import fields, schema
 from lm.config.schedules import batch_size_schedule
 from lm.evaluation import heldout
 from lm.model import moe, transformer
@@ -31,6 +31,7 @@ PROGRAM_FIELDS = (
     *("data.batch_size", "data.batch_size_warmup", "data.seq_len"),
     *("data.attend_across_documents", "data.packing"),
 )
+INPUT_FIELDS = fields.fields_with("vmapped", schema.Run)  # the functions get their values
 ShardingRules = mesh.ShardingRules  # the field `mesh` of TrainFunctions hides the module
 
 
@@ -74,7 +75,7 @@ class TrainFunctions:
 
 
 class Cache:
-    """The most recently built functions, by mesh and PROGRAM_FIELDS.
+    """The most recently built functions, by mesh and PROGRAM_FIELDS without INPUT_FIELDS.
 
     A command builds the functions of a run once, so its cache has size 0. Tests set `size` of
     CACHE, so that runs of one shape are traced once.
@@ -85,12 +86,13 @@ class Cache:
 
     def key(self, run: schema.Run, device_mesh: jax.sharding.Mesh) -> tuple:
         """Return the values that the functions of a run depend on."""
-        fields = {
+        values = {
             field: value
             for field, value in schema.flatten(run).items()
-            if field in PROGRAM_FIELDS or field.partition(".")[0] in PROGRAM_FIELDS
+            if (field in PROGRAM_FIELDS or field.partition(".")[0] in PROGRAM_FIELDS)
+            and field not in INPUT_FIELDS
         }
-        return json.dumps(fields), device_mesh
+        return json.dumps(values), device_mesh
 
     def store(self, key: tuple, functions: TrainFunctions) -> None:
         """Store functions and drop the oldest ones beyond `size`."""
@@ -113,7 +115,7 @@ def build_train_functions(
     stage = stage or batch_size_schedule.BatchSizeSchedule.from_config(run.data).stages[-1]
     key = *CACHE.key(run, device_mesh), stage
     if key in CACHE.programs:
-        return CACHE.programs[key]
+        return dataclasses.replace(CACHE.programs[key], inputs=optimizer_inputs(run))
     is_trainable, axes = trainable_axes(run)
     transformation = optimizer.make_stage_optimizer(run, stage, axes)
     data = dataclasses.replace(run.data, batch_size=stage.batch_size, batch_size_warmup="")

@@ -18,7 +18,7 @@ def test_every_prefix_has_the_mixture_within_one_row(weights):
     assert counts.sum() == mixture.PATTERN
     deviations = counts / mixture.PATTERN - np.array(weights) / sum(weights)
     assert np.abs(deviations).max() < 1 / mixture.PATTERN
-    sources = mixture.source_pattern(list(counts))
+    sources = mixture.source_pattern(tuple(counts))
     n_rows = np.cumsum(sources[:, None] == np.arange(len(counts)), axis=0)
     expected = np.arange(1, mixture.PATTERN + 1)[:, None] * counts / mixture.PATTERN
     assert np.abs(n_rows - expected).max() < 1
@@ -68,7 +68,8 @@ def test_rows_of_any_range_are_those_of_single_rows(monkeypatch):
     for start, stop in ((0, 1), (3, 8), (8, 9), (7, 25), (16, 32), (150, 160)):
         for values, part in zip((source, epoch, row), order.rows(start, stop), strict=True):
             assert part.tolist() == values[start:stop].tolist()
-    assert source.tolist() == mixture.source_pattern([5, 3]).tolist() * 20
+    pattern = mixture.source_pattern((5, 3))
+    assert source.tolist() == pattern.tolist() * 20 and not pattern.flags.writeable
     for i, n_rows in enumerate((4, 5)):
         epochs, rows = epoch[source == i], row[source == i]
         assert epochs.tolist() == [k // n_rows for k in range(len(epochs))]

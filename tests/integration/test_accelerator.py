@@ -34,6 +34,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow
 def test_every_part_passes_on_cpu(results):
     assert results["device"]["platform"] == "cpu"
     assert results["train-125M"]["mfu"] > 0 and results["train-125M"]["tokens_per_second"] > 0
@@ -50,6 +51,7 @@ def test_every_part_passes_on_cpu(results):
     json.dumps(results, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_table_has_a_line_per_part(results):
     parts = {name: {"status": "ok"} | result for name, result in results.items()}
     lines = accelerator.table_lines(parts)

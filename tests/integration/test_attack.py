@@ -141,6 +141,7 @@ def test_killed_training_resumes_to_the_same_bits(attacked):
     assert kills.repeat(folder, kills.TRAIN, attacked) == outcomes.Outcome("same")
 
 
+@pytest.mark.slow  # test_damaged_records.py and test_session.py have quick tests of damaged files
 @pytest.mark.parametrize("kind", ["emptied", "digit"])
 def test_damaged_facts_never_change_a_result(attacked, kind):
     outcome = damage.read_damaged_records(

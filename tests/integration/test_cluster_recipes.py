@@ -9,9 +9,9 @@ import pathlib
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
+from fixtures import commands
 
 from experiments.common import cli
 from lm.parallel import cluster
@@ -80,12 +80,15 @@ def test_kubernetes_recipe_starts_a_pod_per_process():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_command_of_a_recipe_passes_its_dry_run(name, tmp_path):
+def test_command_of_a_recipe_passes_its_dry_run(name, tmp_path, monkeypatch):
     target, variables, expected = RECIPES[name]
-    command = [sys.executable, *read_command(name), f"--dry-run={target}"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    environment |= {"PYTHONPATH": str(ROOT), **variables}
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    option, module, *arguments = read_command(name)
+    assert option == "-m" and module.startswith("experiments.")
+    for variable in [variable for variable in os.environ if variable.startswith("SLURM_")]:
+        monkeypatch.delenv(variable)
+    arguments = (*arguments, f"--dry-run={target}")
+    command = module.removeprefix("experiments.")
+    result = commands.run_command(tmp_path, command, *arguments, **variables)
     assert result.returncode == 0, result.stderr
     assert expected in result.stdout and "mesh" in result.stdout
     assert "nothing was trained" in result.stdout

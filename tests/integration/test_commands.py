@@ -318,7 +318,7 @@ def test_prepare_prepares_the_text_of_a_sweep_once(folder):
 
 @pytest.mark.parametrize("name, flag", [("sweep", "--max_vmapped"), ("train", "--config.FIELD")])
 def test_help_prints_the_purpose_and_the_flags(tmp_path, name, flag):
-    result = start_command(tmp_path, name, "--help")
+    result = commands.run_command(tmp_path, name, "--help")
     assert result.returncode == 0
     assert "uv run python -m experiments." + name in result.stdout
     assert f"  {flag}" in result.stdout

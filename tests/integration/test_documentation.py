@@ -18,8 +18,7 @@ import pytest
 from fixtures import documentation
 
 from lm.data.sources import builtin
-from lm.reports import figures, summary
-from lm.reports.plots import style
+from lm.reports import figures
 
 # The recipes of the quick test keep their names, widths and sources. Their models have one layer.
 SMALL_BASE = """
@@ -127,9 +126,9 @@ def small_folder(tmp_path, monkeypatch) -> pathlib.Path:
 
 @pytest.mark.timeout(1200)
 def test_examples_of_readme_run_in_order(small_folder, monkeypatch):
-    """Figures require most of the time of a report: only the first report writes their files."""
+    """Reports have no figures, which require most of their time: test_commands.py has them."""
     laws = []
-    draw_once(monkeypatch)
+    monkeypatch.setattr(figures, "all_figures", lambda sweep: {})
     for example in documentation.page_examples(documentation.README):
         began = time.process_time()
         if documentation.reason_not_run(example):
@@ -145,23 +144,8 @@ def test_examples_of_readme_run_in_order(small_folder, monkeypatch):
         report = small_folder / "runs/quickstart/report.html"
         if report.exists() and not laws:
             laws = law_sentences(report)
-            monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
         print(f"{time.process_time() - began:.1f}", example.text[:100], flush=True)
     check_results(small_folder, laws)
-
-
-def draw_once(monkeypatch) -> None:
-    """Draw figures only in the first report of each folder."""
-    drawn: set[pathlib.Path] = set()
-    all_figures = figures.all_figures
-
-    def draw_first(sweep: summary.SweepSummary) -> dict:
-        path = sweep.path.resolve()
-        is_first = path not in drawn
-        drawn.add(path)
-        return all_figures(sweep) if is_first else {}
-
-    monkeypatch.setattr(figures, "all_figures", draw_first)
 
 
 def small_sweep(code: str) -> str:

@@ -86,6 +86,21 @@ def test_attention_is_causal(params, tokens_BT):
         assert (influence_T[: t + 1] > 0).all() and (influence_T[t + 1 :] == 0).all()
 
 
+def compute_gradient(shape: schema.Model, params: dict, tokens_BT) -> dict:
+    """Return the gradient of the loss of each token by the next one."""
+
+    def loss(params):
+        logits_BTV = transformer.compute_logits(shape, params, tokens_BT)
+        return transformer.cross_entropy(logits_BTV, tokens_BT)[0].mean()
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+@pytest.fixture(scope="module")
+def gradient(params, tokens_BT) -> dict:
+    return compute_gradient(SHAPE, params, tokens_BT)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -94,15 +109,9 @@ def test_attention_is_causal(params, tokens_BT):
         {"remat": "elementwise", "scan_unroll": 1},
     ],
 )
-def test_execution_fields_do_not_change_gradients(params, tokens_BT, fields):
-    def loss(shape):
-        return lambda params: transformer.cross_entropy(
-            transformer.compute_logits(shape, params, tokens_BT), tokens_BT
-        )[0].mean()
-
-    expected = jax.jit(jax.grad(loss(SHAPE)))(params)
-    actual = jax.jit(jax.grad(loss(dataclasses.replace(SHAPE, **fields))))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
+def test_execution_fields_do_not_change_gradients(params, tokens_BT, gradient, fields):
+    actual = compute_gradient(dataclasses.replace(SHAPE, **fields), params, tokens_BT)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, gradient)
 
 
 def loss_and_gradient(shape: schema.Model):
@@ -152,7 +161,8 @@ def test_chunked_loss_stores_the_logits_of_one_chunk():
 
 
 @pytest.mark.parametrize(
-    ("n_layers", "scan_unroll", "ratio"), [(2, 8, 0.8), (6, 8, 0.5), (12, 1, 0.5)]
+    ("n_layers", "scan_unroll", "ratio"),
+    [pytest.param(2, 8, 0.8, marks=pytest.mark.slow), (6, 8, 0.5), (12, 1, 0.5)],
 )
 def test_recomputation_reduces_memory_at_every_depth(n_layers, scan_unroll, ratio):
     none, elementwise, dots, full = (

@@ -34,8 +34,8 @@ def test_batch_that_does_not_divide_is_refused():
         mesh.check_mesh_devices(run, mesh.make_mesh(run.mesh))
 
 
-@pytest.fixture(scope="module")
-def eight_devices() -> tuple[list[dict], str]:
+@pytest.fixture(scope="module", params=[9, pytest.param(13, marks=pytest.mark.slow)])
+def eight_devices(request) -> tuple[list[dict], str]:
     """Return the rows of eight_devices.py, one per mesh, and the warnings of the compiler."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -43,7 +43,7 @@ def eight_devices() -> tuple[list[dict], str]:
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
     }
     completed = subprocess.run(
-        [sys.executable, ROOT / "tests" / "fixtures" / "eight_devices.py"],
+        [sys.executable, ROOT / "tests" / "fixtures" / "eight_devices.py", str(request.param)],
         env=environment,
         capture_output=True,
         text=True,
@@ -54,7 +54,7 @@ def eight_devices() -> tuple[list[dict], str]:
 
 def test_every_mesh_gives_the_losses_of_one_device(eight_devices):
     (reference, *rows), _ = eight_devices
-    assert len(rows) >= 12 and reference["values"][0] > reference["values"][4]
+    assert len(rows) >= 8 and reference["values"][0] > reference["values"][4]
     for row in rows:
         np.testing.assert_allclose(row["values"], reference["values"], rtol=2e-5, err_msg=str(row))
 

@@ -3,6 +3,7 @@
 import pytest
 from fixtures import made_up_sweep
 
+from lm.laws.forms import power_laws
 from lm.reports import summary
 from lm.runs import json_files, records
 
@@ -111,3 +112,16 @@ def test_run_without_final_evaluation_is_in_no_law(tmp_path):
     reason = f"evals.jsonl has no evaluation of the final step {last + 1}"
     assert ("toy/300K", f"has no eval.loss: {reason}") in sweep.fit.excluded
     assert any(f"300K has no result and is excluded: {reason}" in note for note in sweep.notes)
+
+
+def test_refused_law_of_size_and_tokens_has_no_resamples(tmp_path, monkeypatch):
+    options, chinchilla = [], power_laws.chinchilla
+
+    def fit(rows, **arguments):
+        options.append(arguments)
+        return chinchilla(rows, **arguments)
+
+    monkeypatch.setattr(power_laws, "chinchilla", fit)
+    sweep = summary.load_summary(made_up_sweep.sweep(tmp_path))
+    assert sweep.laws["size and tokens"][0] is None
+    assert [arguments["bootstrap"] for arguments in options] == [0]

@@ -68,6 +68,7 @@ def test_changes_grow_with_depth_except_under_completep(exponents):
     assert all(-0.6 < slope < 0.3 for slope in completep.values()), completep
 
 
+@pytest.mark.slow
 def test_changes_of_muon_are_constant_under_mup(exponents):
     """The factor of AdamW, 1 / width, would give exponents of -0.4 in the layers."""
     mup = exponents("mup", width=96, name="muon")

@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
-from fixtures import fake_slurm
+from fixtures import commands, fake_slurm
 
 from lm.config import schema
 from lm.data import corpus
@@ -190,7 +191,7 @@ def sweep(folder: pathlib.Path, *arguments: str, **env: str) -> subprocess.Compl
     )  # fmt: skip
 
 
-def test_submission_uses_no_device_and_no_text(folder, cluster):
+def test_submission_uses_no_device_and_no_text(folder, cluster, monkeypatch):
     """JAX cannot start, and the mesh needs more devices than this machine has."""
     path = folder / "my sweep.py"
     path.write_text(path.read_text().replace("mesh.data = 1", "mesh.fsdp = 8"))
@@ -201,7 +202,9 @@ def test_submission_uses_no_device_and_no_text(folder, cluster):
     assert "expected training time: unknown" in result.stdout
     assert not any((folder / "data").iterdir())
     assert submitted_options(cluster, "101")["--comment"] == "two words"
-    result = sweep(folder, *arguments, "--target=gpu:h100:8", JAX_PLATFORMS="missing")
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("a device was used"))
+    arguments = ("--sweep=my sweep.py", *arguments, "--target=gpu:h100:8")
+    result = commands.run_command(folder, "sweep", *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("nothing submitted: SLURM job 101 of this sweep is queued") == 1
 

@@ -175,7 +175,8 @@ def frequent_tokens(n_rows: int, n_tokens: int, vocab_size: int = 16) -> np.ndar
     return np.where(rng.random(tokens_BT.shape) < 0.5, np.int32(3), tokens_BT)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+# The table alone has a test in test_layers.py.
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_bfloat16_embedding_gradient_is_that_of_float32(tied):
     """The row of a token that occurs 8,192 times is exact to the rounding of its summands."""
     model = schema.Model(
@@ -223,7 +224,7 @@ def train_once(run: schema.Run, batch: dict) -> tuple[dict, dict]:
         {"load_balancing": "loss", "load_balancing_weight": 1.0, "dispatch": "capacity"},
     ],
 )
-@pytest.mark.parametrize("n_chunks", [1, 4])
+@pytest.mark.parametrize("n_chunks", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_padding_does_not_change_a_step(fields, n_chunks):
     """Padding has another token in the second batch: losses, metrics and weights are the same."""
     model = dataclasses.replace(EXPERTS, z_loss=0.1, router_z_loss=0.1, **fields)
@@ -274,8 +275,8 @@ def test_router_biases_have_no_optimizer_state(name):
     assert [path for path in leaves if path.startswith("opt/") and path.endswith("mlp/router")]
 
 
-@pytest.fixture(scope="module")
-def losses_by_case() -> dict[tuple, np.ndarray]:
+@pytest.fixture(scope="module", params=[4, pytest.param(5, marks=pytest.mark.slow)])
+def losses_by_case(request) -> dict[tuple, np.ndarray]:
     """Return {(dtype, mesh sizes): losses} of the cases of precision_losses.py."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -283,7 +284,10 @@ def losses_by_case() -> dict[tuple, np.ndarray]:
     }
     script = ROOT / "tests" / "fixtures" / "precision_losses.py"
     completed = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True
+        [sys.executable, script, str(request.param)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert completed.returncode == 0, completed.stderr[-2000:]
     rows = [json.loads(line) for line in completed.stdout.splitlines()]
@@ -293,7 +297,7 @@ def losses_by_case() -> dict[tuple, np.ndarray]:
 def test_bfloat16_losses_are_near_float32_losses_on_any_mesh(losses_by_case):
     """The median relative difference over 50 steps is below 2e-3."""
     (single, *others), cases = list(losses_by_case), losses_by_case
-    assert {int(np.prod(case[1:])) for case in others} == {1, 2, 4, 8}
+    assert {int(np.prod(case[1:])) for case in others} >= {1, 4, 8}
     assert cases[single][-5:].mean() < 0.75 * cases[single][0]
     for first in others:
         for second in (single, others[0]):

@@ -182,6 +182,18 @@ def test_call_of_several_steps_traces_a_step_once(tiny, monkeypatch):
     assert n_steps > 1 and len(traces) == 1
 
 
+def test_cached_functions_get_the_rates_of_their_run(tiny):
+    """Runs that differ in vmapped fields share their programs."""
+    device_mesh = mesh.make_mesh(tiny.mesh)
+    other = dataclasses.replace(tiny, optim=dataclasses.replace(tiny.optim, lr=0.5, schedule="wsd"))
+    changed = dataclasses.replace(other, optim=dataclasses.replace(other.optim, lr=0.25))
+    first, same, different = (
+        step.build_train_functions(run, device_mesh) for run in (other, changed, tiny)
+    )
+    assert (first.inputs.lr, same.inputs.lr) == (0.5, 0.25)
+    assert same.step is first.step and different.step is not first.step
+
+
 def test_call_ends_when_a_record_is_due(tiny, monkeypatch):
     saved_steps, save = [], checkpoints.CheckpointStore.save
 

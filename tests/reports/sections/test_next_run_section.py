@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from fixtures import made_up_sweep
+from fixtures import committed_sweeps, made_up_sweep
 
 from lm.laws.design import run_cost
 from lm.reports import summary
@@ -54,7 +54,7 @@ def test_law_without_intervals_gives_no_advice(tmp_path):
 
 def test_size_for_ten_times_the_compute_has_these_flops():
     """The archive has FLOPs of the output layer, which are not proportional to the size."""
-    sweep = summary.load_summary("notebooks/data/real_ladder")
+    sweep = committed_sweeps.load_sweep("real_ladder")
     price = run_cost.cost_of_rows(sweep.fit)
     budget = 10 * max(row["flops"] for row in sweep.finished)
     size = next_run_section._size_at_cost(sweep.fit, budget)
@@ -91,7 +91,7 @@ def test_ratio_far_from_the_published_rule_has_a_caution():
 
 def test_nearest_run_is_a_fitted_run_of_the_same_size(tmp_path):
     """A law of size ignores tokens, so another budget of this size is not the nearest run."""
-    sweep = summary.load_summary("notebooks/data/ability_ladder")
+    sweep = committed_sweeps.load_sweep("ability_ladder")
     rows = sweep.fit.data.rows
     text = next_run_section._describe_nearest(sweep, rows, {"N": 1.02e6})
     assert text == " It has nearly the same size as 1M-10M."
@@ -103,7 +103,7 @@ def test_nearest_run_is_a_fitted_run_of_the_same_size(tmp_path):
 
 
 def test_advice_names_finished_runs_that_cost_nothing():
-    text = str(next_run_section.next_runs(summary.load_summary("notebooks/data/real_ladder")))
+    text = str(next_run_section.next_runs(committed_sweeps.load_sweep("real_ladder")))
     assert "First fit the law again with 4M-2.5M: it is finished and costs nothing." in text
 
 
@@ -113,7 +113,7 @@ def test_nearest_size_of_the_ladder():
 
 def test_models_with_much_text_are_not_advised_to_use_less():
     """The rule of 20 tokens per parameter applies if it gives more tokens than the largest run."""
-    sweep = summary.load_summary("notebooks/data/real_ladder")
+    sweep = committed_sweeps.load_sweep("real_ladder")
     rows = [
         row | {records.TOKENS: 800 * row[records.TOKENS], "flops": 800 * row["flops"]}
         for row in sweep.fit.data.rows

@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from fixtures import made_up_sweep
+from fixtures import committed_sweeps, made_up_sweep
 
 from lm.laws import backtesting
 from lm.reports import device_cost, report, summary
@@ -87,7 +87,7 @@ def test_certainty_states_intervals_and_backtest(toy):
     assert re.search(rf"10 times the parameters of the largest fitted run\), it {interval}", text)
     error = r"\d\.\d% of the measured loss"
     assert re.search(rf"predicted 1 larger run, with an error of {error} and inside", text)
-    sweep = summary.load_summary("notebooks/data/real_ladder")
+    sweep = committed_sweeps.load_sweep("real_ladder")
     text = " ".join(certainty_section.describe_certainty(sweep))
     mean, worst = (f"{error:.1%}" for error in (sweep.fit.score.mean, sweep.fit.score.worst))
     assert f"mean error of {mean} and a largest error of {worst} of the measured loss" in text
@@ -110,7 +110,7 @@ def test_trust_follows_from_the_predicted_run(toy):
 
 
 def test_undetermined_limit_is_an_upper_bound():
-    law_fit = summary.load_summary("notebooks/data/ability_ladder").fit
+    law_fit = committed_sweeps.load_sweep("ability_ladder").fit
     text = law_section.describe_law(law_fit)
     bound = f"{law_fit.intervals['E'][1]:.3g}"
     assert text.endswith(f"These runs do not determine E: it is at most {bound} (95% interval).")
@@ -121,7 +121,7 @@ def test_undetermined_limit_is_an_upper_bound():
 
 def test_each_law_has_its_own_limit():
     """The interval of E begins at 0 in all three laws, and L(N) is fitted at 10M tokens."""
-    sweep = summary.load_summary("notebooks/data/ability_ladder")
+    sweep = committed_sweeps.load_sweep("ability_ladder")
     text = visible(law_section.law_section(sweep, "", ""))
     assert "limit of this law for large N at 10M tokens, nats per token; not determined" in text
     assert text.count("(not determined)") == 2 and "no size or amount of text" not in text
@@ -160,7 +160,7 @@ def test_repetition_states_what_is_not_in_a_commit(toy):
 
 
 def test_tokens_of_a_trunk_run_are_counted_once():
-    sweep = summary.load_summary("notebooks/data/ability_ladder")
+    sweep = committed_sweeps.load_sweep("ability_ladder")
     spent, ratio = cost_section.describe_cost(sweep, device_cost.DeviceRates())[:2]
     n_all = sum(row[records.TOKENS] for row in sweep.rows)
     n_counted = sum(device_cost.incremental_cost(row, records.TOKENS) for row in sweep.rows)
@@ -176,7 +176,7 @@ def test_tokens_of_a_trunk_run_are_counted_once():
 
 
 def test_four_lines_below_the_headline_answer_the_first_questions():
-    sweep = summary.load_summary("notebooks/data/ability_ladder")
+    sweep = committed_sweeps.load_sweep("ability_ladder")
     lines = report.overview_lines(sweep)
     error = summary.relative_error(sweep.measured, sweep.prediction["joint"]["value"])
     n_tasks = len(task_results.task_names([sweep.target]))
@@ -210,7 +210,7 @@ def test_size_for_ten_times_the_compute_keeps_the_ratio(toy):
 
 def test_equal_tokens_lead_to_the_published_ratio():
     """A law of size at equal tokens would advise a large model that is hardly trained."""
-    sweep = summary.load_summary("notebooks/data/real_ladder")
+    sweep = committed_sweeps.load_sweep("real_ladder")
     budget = 10 * max(row["flops"] for row in sweep.finished)
     size = next_run_section._size_by_rule(sweep.fit, budget)
     text = next_run_section.describe_size(sweep)
