@@ -198,7 +198,7 @@ def tune_memory() -> None:
     times as fast.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = MALLOC
+        os.environ.update(printed_warnings.environment(), GLIBC_TUNABLES=MALLOC)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

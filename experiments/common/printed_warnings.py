@@ -1,13 +1,14 @@
 """Warnings of a command: each is one line, and is printed once.
 
-A command restarts itself for its memory settings, and starts other processes that read the same
-files. Their environment contains the checksums of the warnings that were printed before.
+A command restarts itself for its memory settings. The environment of the restarted process contains
+checksums of the printed warnings. Processes that it starts do not inherit them.
 """
 
 import os
 import zlib
 
-PRINTED = "LM_PRINTED_WARNINGS"  # environment variable: checksums, separated by spaces
+VARIABLE = "LM_PRINTED_WARNINGS"  # environment variable: checksums, separated by spaces
+PRINTED = os.environ.pop(VARIABLE, "").split()
 
 
 def format_warning(message, category, filename, lineno, line=None) -> str:
@@ -16,9 +17,13 @@ def format_warning(message, category, filename, lineno, line=None) -> str:
     The parameters are those of warnings.formatwarning.
     """
     text = f"warning: {' '.join(str(message).split())}\n"
-    printed = os.environ.get(PRINTED, "").split()
-    checksum = f"{zlib.crc32(text.encode()):08x}"
-    if checksum in printed:
+    checksum = f"{zlib.crc32(text.encode(errors='surrogateescape')):08x}"
+    if checksum in PRINTED:
         return ""
-    os.environ[PRINTED] = " ".join([*printed, checksum])
+    PRINTED.append(checksum)
     return text
+
+
+def environment() -> dict[str, str]:
+    """Return the environment variable of the restarted process."""
+    return {VARIABLE: " ".join(PRINTED)}

@@ -33,7 +33,7 @@ from lm.data.filters import blocked_ngrams, decontamination
 from lm.data.large_corpora import datatrove_engine
 from lm.data.prepared import block_checksums, corpus_manifest, temporary_folders
 from lm.data.pretokenized import token_source
-from lm.data.sources import documents, source_files, uri
+from lm.data.sources import documents, source_files
 from lm.data.tokenization import bpe_training
 from lm.runs import filesystem
 
@@ -138,8 +138,8 @@ def _plan_corpus(
     if data.min_words or data.drop_near_duplicates or data.decontaminate_ngram:
         facts += (WORD_FORMAT,)
     key = staging.content_key(*facts, fingerprint(source))
-    # The end of a path is its most specific part. The options are in the key.
-    path = uri.split_uri(source)[0].lower()
+    # The end of a path is its most specific part. The key contains the whole source.
+    path = re.sub("instruction=[^&]*", "", source.lower())
     name = "-".join(re.findall(r"[a-z0-9]+", path)[-5:])[-60:]
     index_key = staging.content_key(
         staging.FORMAT,

@@ -222,20 +222,21 @@ def accuracy_curves(
 
 
 def _describe_step(curve: downstream.AccuracyFit) -> str:
-    """Return a sentence if a sigmoid rises between two neighboring losses alone, else "".
+    """Return a sentence if at most one run is on the rise of a sigmoid from 10% to 90%, else "".
 
-    The rise is from 10% to 90%. Such a curve is determined by its sides and not by its slope.
+    Such a curve is determined by its sides and not by its slope. A rise that continues beyond the
+    losses of the runs is no step.
     """
     losses, midpoint = np.unique(curve.x[0]), curve.params["x0"]
-    if not losses[0] <= midpoint < losses[-1]:
+    half_width = math.log(9) / max(curve.params["k"], 1e-12)
+    lo, hi = midpoint - half_width, midpoint + half_width
+    n_on_rise = int(((losses > lo) & (losses < hi)).sum())
+    if lo < losses[0] or hi > losses[-1] or n_on_rise > 1:
         return ""
-    index = int(np.searchsorted(losses, midpoint, side="right"))
-    lo, hi = losses[index - 1], losses[index]
-    if curve.params["k"] * (hi - lo) <= 2 * math.log(9):
-        return ""
+    runs = "no run is" if n_on_rise == 0 else "only one run is"
     return (
-        f"the fitted curve is a step between the losses {lo:.4g} and {hi:.4g}: no run there"
-        " determines its slope"
+        f"the fitted curve is a step: {runs} on its rise between the losses {lo:.4g} and {hi:.4g},"
+        " so its slope is not determined"
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lm.config.schedules import batch_size_schedule
+from lm.data.sources import uri
 from lm.laws import run_table
 from lm.reports import paired_errors
 from lm.runs import records, run_selection, short_names, task_results
@@ -36,11 +37,22 @@ def learned(row: Mapping) -> list[str]:
 
 
 def learned_files(row: Mapping) -> set[str]:
-    """Return the sources that a run learned, without their options.
+    """Return the sources that a run learned, without their instructions and templates.
 
-    A task with two instructions has two sources and one file.
+    A task with two instructions has two sources and is one task.
     """
-    return {source.partition("?")[0] for source in learned(row)}
+    return {without_wording(source) for source in learned(row)}
+
+
+def without_wording(name: str) -> str:
+    """Return a source or a task without the fields instruction and template."""
+    path, query = uri.split_uri(name)
+    fields = [
+        field
+        for field in query.split("&")
+        if field and not field.startswith(("instruction=", "template="))
+    ]
+    return "?".join([path, "&".join(fields)]) if fields else path
 
 
 def task_base_name(task: str) -> str:
@@ -203,7 +215,7 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
     points = []
     finished = [row for row in rows if row["status"] == "done"]
     tuned_steps = {
-        (row[records.N_PARAMS], *learned(row)): row["steps"]
+        (row[records.N_PARAMS], *sorted(learned_files(row))): row["steps"]
         for row in finished
         if run_selection.is_finetuned(row)
     }
@@ -226,15 +238,15 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
 
 
 def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) -> str:
-    """Return the method of a run, see `task_quality`. tuned_steps: {(size, *sources): steps}."""
-    sources = learned(row)
+    """Return the method of a run, see `task_quality`. tuned_steps: {(size, *files): steps}."""
+    files = sorted(learned_files(row))
     if run_selection.is_finetuned(row):
-        return "tuned" if len(learned_files(row)) == 1 else "tuned on all tasks"
+        return "tuned" if len(files) == 1 else "tuned on all tasks"
     if row["data.loss_on"] != "answers":
-        options = task.split("?")[-1].split("&")
+        options = uri.split_uri(task)[1].split("&")
         shots = [text.removeprefix("shots=") for text in options if text.startswith("shots=")]
         return f"prompted, {''.join(shots) or 0} shots"
-    is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *sources), row["steps"])
+    is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *files), row["steps"])
     return "from scratch, same FLOPs" if is_longer else "from scratch"
 
 

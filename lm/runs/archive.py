@@ -14,6 +14,7 @@ jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -253,19 +254,31 @@ def _outside_paths(value) -> set[str]:
 def _short_names(paths: set[str]) -> dict[str, str]:
     """Return {path: its last component}, or the last two components if the last is a pattern.
 
-    Different paths have as many components as they need to differ.
+    Different paths have one more component if this distinguishes them, such as ag_news/train.jsonl
+    and sst2/train.jsonl. They have no further folders, which may be names of users, and are
+    numbered if their names are still equal.
     """
     parts = {path: _components(path) for path in sorted(paths)}
-    by_path = {"/".join(components): components for components in parts.values()}
-    depths = {path: 2 if "*" in components[-1] else 1 for path, components in by_path.items()}
-    names = short_names.unique_endings(by_path, depths)
-    return {path: names["/".join(components)] for path, components in parts.items()}
+    n_parts = {path: 2 if "*" in parts[path][-1] else 1 for path in parts}
+    ends = {path: parts[path][-n - 1 :] for path, n in n_parts.items()}
+    names = short_names.unique_endings(ends, n_parts)
+    same_names: dict[str, list[list[str]]] = {}
+    for path, name in names.items():
+        same_name = same_names.setdefault(name, [])
+        if parts[path] not in same_name:
+            same_name.append(parts[path])
+        number = same_name.index(parts[path]) + 1
+        first, *others = name.split("/")
+        names[path] = "/".join([f"{first}-{number}" if number > 1 else first, *others])
+    return names
 
 
 def _components(path: str) -> list[str]:
     """Return the folders and the file of a path, with "home" for a home directory."""
     path = HOME_DIR.sub("home", path).removeprefix("gs:/").rstrip("/")
-    return [name for name in path.split("/") if name not in ("", "..")] or ["folder"]
+    names = [name for name in path.split("/") if name not in ("", "..")]
+    user = os.path.basename(os.path.expanduser("~"))
+    return ["home" if name == user else name for name in names] or ["folder"]
 
 
 def _replace_paths(value, names: dict[str, str]):

@@ -8,7 +8,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lm.runs import records
+from lm.runs import records, task_results
 
 MIN_BUDGETS = 3  # token budgets that a law of size and tokens needs
 MIN_BUDGET_RATIO = 0.99  # token counts whose ratio is above this belong to one token budget
@@ -111,7 +111,7 @@ class BudgetSelection(NamedTuple):
     is_complete: bool  # True if no run was removed for its token budget
     n_tokens: float | None  # the budget of all selected runs; None if it depends on the size
 
-    is_finetuned_only: bool = False  # True if runs from scratch were removed
+    only_kind: str = ""  # "fine-tuned" or "from scratch" if runs of the other kind were removed
 
     @property
     def has_two_starts(self) -> bool:
@@ -150,11 +150,19 @@ def largest_token_budget(runs: Sequence[dict], x: str = records.N_PARAMS) -> Bud
 def select_task_runs(runs: Sequence[dict], x: str = records.N_PARAMS) -> BudgetSelection:
     """Select runs whose task results are compared over sizes, as in `largest_token_budget`.
 
-    If a size has fine-tuned runs and runs from scratch, select fine-tuned runs only: their means
-    would describe neither.
+    If a size has fine-tuned runs and runs from scratch with task results, select the kind that has
+    results of more sizes, or the fine-tuned runs: means over both kinds would describe neither.
     """
     selection = largest_token_budget(runs, x)
-    if not selection.has_two_starts:
+    tested = [row for row in selection.rows if task_results.task_names([row])]
+    if not selection._replace(rows=tested).has_two_starts:
         return selection
-    finetuned = [row for row in runs if is_finetuned(row)]
-    return largest_token_budget(finetuned, x)._replace(is_finetuned_only=True)
+    sizes = {
+        kind: {row[records.N_PARAMS] for row in tested if is_finetuned(row) == kind}
+        for kind in (True, False)
+    }
+    kind = len(sizes[True]) >= len(sizes[False])
+    selected = [row for row in runs if is_finetuned(row) == kind]
+    return largest_token_budget(selected, x)._replace(
+        only_kind="fine-tuned" if kind else "from scratch"
+    )

@@ -95,12 +95,15 @@ def test_hash_depends_on_the_documents_and_their_order_only(tmp_path):
     assert corpus_hash("e.jsonl", TEXTS[::-1]) != first
 
 
-def test_folder_of_a_source_has_the_name_of_its_file_and_not_of_its_options(tmp_path):
+def test_folder_of_a_source_has_the_name_of_its_file_and_not_of_its_instruction(tmp_path):
     (tmp_path / "sst2").mkdir()
-    source = write_documents(tmp_path / "sst2" / "train.jsonl", TEXTS)
-    corpus.prepare_corpus(data_config(tmp_path, f"{source}?field=text"))
-    (folder,) = (path for path in tmp_path.glob("**/*sst2-train-jsonl-*") if path.is_dir())
-    assert "field" not in folder.name
+    file = tmp_path / "sst2" / "train.jsonl"
+    lines = [json.dumps({"prompt": text, "target": "yes"}) for text in TEXTS]
+    file.write_text("\n".join(lines))
+    for line in ("Is+it+good", "Is+it+bad"):
+        corpus.prepare_corpus(data_config(tmp_path, f"chat:{file}?instruction={line}"))
+    folders = [path for path in tmp_path.glob("**/*sst2-train-jsonl-*") if path.is_dir()]
+    assert len(folders) == 2 and not any("good" in folder.name for folder in folders)
 
 
 def test_second_call_reads_no_text(tmp_path, monkeypatch):

@@ -85,13 +85,17 @@ def test_archive_has_no_machine_paths_and_no_weights(sweep, tmp_path):
     assert ":text,tasks --dir=runs" in json_files.read_object(archive_dir / "sweep.json")["command"]
 
 
-def test_paths_with_the_same_end_have_the_folders_in_which_they_differ():
+def test_paths_with_the_same_end_have_one_more_folder_or_a_number(monkeypatch):
+    monkeypatch.setenv("HOME", "/scratch/alice")
     paths = {"/a/old/wiki", "/a/old/wiki/", "/a/new/wiki", "/a/x/*.gz", "/home/me", "/home/me/b/x"}
-    names = archive._short_names(paths | {"/home/you/b/x"})
+    paths |= {"/home/you/b/x", "/one/c/d.txt", "/two/c/d.txt", "/scratch/alice/t", "/s/t"}
+    names = archive._short_names(paths)
     assert (names["/a/new/wiki"], names["/a/old/wiki"]) == ("new/wiki", "old/wiki")
     assert names["/a/old/wiki/"] == "old/wiki"
     assert (names["/a/x/*.gz"], names["/home/me"]) == ("x/*.gz", "home")
     assert names["/home/me/b/x"] == names["/home/you/b/x"] == "x"  # never the name of a user
+    assert (names["/one/c/d.txt"], names["/two/c/d.txt"]) == ("d.txt", "d.txt-2")
+    assert names["/scratch/alice/t"] == "home/t"
 
 
 @pytest.mark.parametrize(

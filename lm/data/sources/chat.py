@@ -18,7 +18,8 @@ a list of messages. A task without a name gets the name of its folder:
 The content of a message is a text or a list of text parts. A system message becomes the beginning
 of the prompt that follows it. The instruction of a source is a line before the first prompt of each
 conversation: chat:my/sst2.jsonl?instruction=Is+this+review+positive+or+negative. Without it, a
-prompt does not name its task, unless its line has an instruction.
+prompt does not name its task, unless its line has an instruction. An example is in the same split
+with all instructions, but not with all templates.
 
 With shots=N, the N latest earlier examples of the task precede each example; the first examples
 have later ones. No held-out answer becomes part of training text: the hash of the last example
@@ -41,7 +42,7 @@ import hashlib
 import heapq
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,12 +153,13 @@ def chat_documents(argument: str, on_error: readers.ErrorHandler) -> Iterator[re
     for example in chat_examples(source, on_error):
         if not is_used(example):
             continue
-        text = render_conversation(source.template, example.turns)
+        home = _home(source, example)
         if not source.shots:
-            yield readers.Document(text, example.where)
+            text = _render_instructed(source, example.turns)
+            yield readers.Document(text, example.where, home="" if home == text else home)
             continue
         candidates = latest_shots.setdefault(example.task, {})
-        shots = [turns for home, turns in candidates.items() if home != text][-source.shots :]
+        shots = [turns for other, turns in candidates.items() if other != home][-source.shots :]
         if len(shots) < source.shots:
             on_error(
                 f"{example.where}: shots={source.shots} needs {source.shots} other training"
@@ -165,10 +167,9 @@ def chat_documents(argument: str, on_error: readers.ErrorHandler) -> Iterator[re
                 f" shots={len(shots)}, or exclude the task by without="
             )
             continue
-        turns = [turn for shot in shots for turn in shot]
-        prefix = render_conversation(source.template, turns)
-        yield readers.Document(prefix + text, example.where, home=text)
-        _add_shot(candidates, text, example, source.shots)
+        turns = [turn for turns in (*shots, example.turns) for turn in turns]
+        yield readers.Document(_render_instructed(source, turns), example.where, home=home)
+        _add_shot(candidates, home, example, source.shots)
 
 
 def _first_shots(
@@ -182,8 +183,7 @@ def _first_shots(
     for example in chat_examples(source, lambda _: None):
         candidates = first_shots.setdefault(example.task, {})
         if len(candidates) <= source.shots and is_used(example):
-            text = render_conversation(source.template, example.turns)
-            _add_shot(candidates, text, example, source.shots)
+            _add_shot(candidates, _home(source, example), example, source.shots)
     return first_shots
 
 
@@ -211,8 +211,7 @@ def chat_examples(
                 names = example_formats.task_names(row)
                 task = names.get("task", path.parent.name)
                 category = names.get("category", names.get("subject", ""))
-                turns = _instruct(source.instruction, _turns(row, where))
-                yield ChatExample(turns, task, category, where)
+                yield ChatExample(_turns(row, where), task, category, where)
             except ValueError as error:
                 on_error(str(error))
 
@@ -272,11 +271,20 @@ def _turns(row: dict, where: str) -> list[Turn]:
     return turns
 
 
-def _instruct(instruction: str, turns: list[Turn]) -> list[Turn]:
-    """Return the turns with a line before the first prompt, unless the instruction is ""."""
-    if not instruction:
-        return turns
-    return [Turn(f"{instruction}\n{turns[0].prompt}", turns[0].answer), *turns[1:]]
+def _render_instructed(source: ChatSource, turns: Sequence[Turn]) -> str:
+    """Return the text of a conversation with the instruction before its first prompt."""
+    first, *others = turns
+    if source.instruction:
+        first = Turn(f"{source.instruction}\n{first.prompt}", first.answer)
+    return render_conversation(source.template, [first, *others])
+
+
+def _home(source: ChatSource, example: ChatExample) -> str:
+    """Return the text whose hash selects the split, which does not contain the instruction.
+
+    An example is in the same split with all instructions of a file.
+    """
+    return render_conversation(source.template, example.turns)
 
 
 def _capped_digests(source: ChatSource) -> set[bytes]:

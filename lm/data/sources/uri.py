@@ -95,9 +95,14 @@ def text(allowed: str = "a name") -> Field:
 
 def sentence() -> Field:
     """Return a field whose value is a text, written with + for a space and %XX for other bytes."""
+
+    def parse(value: str) -> str:
+        if re.search(r"[\s'\"]", value):  # quotes have another meaning in a list of tasks
+            raise ValueError(value)
+        return _non_empty(urllib.parse.unquote_plus(value, errors="strict").strip())
+
     return Field(
-        lambda value: _non_empty(urllib.parse.unquote_plus(value, errors="strict").strip()),
-        "a text with + for each space, and %26, %25 and %2B for &, % and +",
+        parse, "a text with + for each space, and %27, %22, %26, %25 and %2B for ', \", &, % and +"
     )
 
 

@@ -22,12 +22,12 @@ corrected for the number of comparisons (Bonferroni). A comparison is a task and
 Without a second seed, nothing is tested.
 """
 
-import collections
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lm.data.sources import uri
 from lm.reports import transfer_analysis
 from lm.runs import records, run_selection, short_names, task_results
 
@@ -84,22 +84,34 @@ def task_scores(rows: Sequence[Mapping], metric: str = "") -> list[dict]:
 def _without_instructions(rows: Sequence[Mapping], tasks: Sequence[str]) -> dict[str, str]:
     """Return {task: task without its instruction, if a run was tuned on this instruction}.
 
-    Such a task is compared with models of this task alone, which may have no instruction. Tests of
-    several tuned instructions of a task keep them.
+    Such a task is compared with models of this task alone, which may have no instruction. Several
+    tests of a task that a run was tuned on keep their instructions.
     """
-    sources = [source for row in rows for source in row["data.sources"]]
-    tuned = {field for source in sources for field in source.partition("?")[2].split("&")}
+    tuned = {_instruction(source) for row in rows for source in transfer_analysis.learned(row)}
     names = {}
     for task in tasks:
-        path, mark, query = task.partition("?")
-        others = [
-            field
-            for field in query.split("&")
-            if not (field.startswith("instruction=") and field in tuned)
-        ]
-        names[task] = path + mark * bool(others) + "&".join(others)
-    counts = collections.Counter(name for task, name in names.items() if name != task)
-    return {task: task if counts[name] > 1 else name for task, name in names.items()}
+        path, query = uri.split_uri(task)
+        fields = [field for field in query.split("&") if not field.startswith("instruction=")]
+        is_tuned = bool(_instruction(task)) and _instruction(task) in tuned
+        names[task] = "?".join([path, *filter(None, ["&".join(fields)])]) if is_tuned else task
+    rows_by_task = {
+        task: {row["name"] for row in rows if task in task_results.task_names([row])}
+        for task in tasks
+    }
+    ambiguous = {
+        name
+        for task, name in names.items()
+        for other in tasks
+        if other != task and names[other] == name and rows_by_task[task] & rows_by_task[other]
+    }
+    return {task: task if name in ambiguous else name for task, name in names.items()}
+
+
+def _instruction(name: str) -> str:
+    """Return the decoded instruction of a source or a task, "" without one."""
+    fields = uri.split_uri(name)[1].split("&")
+    written = next((f for f in fields if f.startswith("instruction=")), "")
+    return urllib.parse.unquote_plus(written.removeprefix("instruction="))
 
 
 def task_label(task: str) -> str:
@@ -245,7 +257,7 @@ def _digits(point: Mapping) -> int:
 
 
 def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
-    """Return {(size, *sources): largest steps} of the fine-tuned runs on conversations.
+    """Return {(size, *files): largest steps} of the fine-tuned runs on conversations.
 
     These runs need not be done. Without them, the shortest run from scratch has their steps.
     """
@@ -253,19 +265,22 @@ def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
     # The last run of a key counts: the shortest from scratch, or the longest fine-tuned run.
     signs = {True: 1, False: -1}
     runs.sort(key=lambda row: signs[run_selection.is_finetuned(row)] * row["steps"])
-    return {
-        (row.get(records.N_PARAMS), *transfer_analysis.learned(row)): row["steps"] for row in runs
-    }
+    return {_size_and_files(row): row["steps"] for row in runs}
+
+
+def _size_and_files(row: Mapping) -> tuple:
+    """Return the size of a run and the sources that it learned, without their instructions."""
+    return row.get(records.N_PARAMS), *sorted(transfer_analysis.learned_files(row))
 
 
 def _method(row: Mapping, tuned_steps: Mapping[tuple, int]) -> str:
     """Return the method of a run. tuned_steps: see `_tuned_steps`."""
-    sources, n_files = transfer_analysis.learned(row), len(transfer_analysis.learned_files(row))
+    n_files = len(transfer_analysis.learned_files(row))
     if run_selection.is_finetuned(row):
         return TUNED if n_files == 1 else TUNED_ON_ALL
     if n_files > 1:
         return SCRATCH_ON_ALL
-    is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *sources), row["steps"])
+    is_longer = row["steps"] > tuned_steps.get(_size_and_files(row), row["steps"])
     return TOTAL_FLOPS if is_longer else SCRATCH
 
 

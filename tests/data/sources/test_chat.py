@@ -175,6 +175,22 @@ def test_instruction_precedes_the_first_prompt_in_training_and_evaluation(tmp_pa
     assert texts(f"{path}?instruction=Answer.") == ["\x01Answer.\nHi\x02Hi.\x03\x01Bye\x02Bye.\x03"]
 
 
+def test_instruction_changes_no_split_and_no_selection(tmp_path):
+    """An example that one instruction holds out is no training text under another."""
+    path = write(tmp_path / "a.jsonl", [row(n) for n in range(60)])
+    heldout = {}
+    for options in ("", "?instruction=Answer.", "?instruction=Reply.&shots=2"):
+        sides = [splits.is_heldout(d, 0.3) for d in documents.open_source(f"chat:{path}{options}")]
+        heldout[options] = [number for number, is_heldout in enumerate(sides) if is_heldout]
+    assert 5 < len(heldout[""]) < 30 and len(set(map(tuple, heldout.values()))) == 1
+    capped = [texts(f"{path}?cap=9&instruction={line}") for line in ("One.", "Two.")]
+    assert [text.partition("\n")[2] for text in capped[0]] == [
+        text.partition("\n")[2] for text in capped[1]
+    ]
+    shots = texts(f"{path}?instruction=Reply.&shots=2")[0]
+    assert shots.startswith("\x01Reply.\nSay ") and shots.count("Reply.") == 1
+
+
 def test_tasks_are_selected_by_name_or_category_and_capped(tmp_path):
     rows = [row(n, f"t{n % 3}", "even" if n % 3 else "odd") for n in range(30)]
     path = str(write(tmp_path / "a.jsonl", rows))

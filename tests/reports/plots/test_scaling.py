@@ -286,10 +286,15 @@ def test_tasks_of_fine_tuned_runs_are_not_averaged_with_those_from_scratch(ladde
     scratch = [row for row in ladder if row["name"].endswith("1M")]
     tuned = scratch[0] | {"start.run": "another/run", "start.restore": "weights"}
     selection = run_selection.select_task_runs([*scratch, tuned])
-    assert selection.rows == [tuned]
-    assert elements.budget_note(selection) == "Only fine-tuned runs, not those from scratch."
-    caption = " ".join(task_accuracy.accuracy_vs_size([*scratch, tuned]).get_supxlabel().split())
-    assert "n = 1 run" in caption and "Only fine-tuned runs" in caption
+    assert selection.rows == scratch  # they have more sizes
+    assert elements.budget_note(selection) == "Only runs that are from scratch."
+    all_tuned = [row | {"start.run": "another/run", "start.restore": "weights"} for row in scratch]
+    rows = [*scratch, *all_tuned]
+    assert run_selection.select_task_runs(rows).rows == all_tuned
+    caption = " ".join(task_accuracy.accuracy_vs_size(rows).get_supxlabel().split())
+    assert "n = 7 runs" in caption and "Only runs that are fine-tuned." in caption
+    untested = {k: v for k, v in tuned.items() if not k.startswith("eval.task")}
+    assert run_selection.select_task_runs([*scratch, untested]).rows == [*scratch, untested]
     branch = tuned | {"start.restore": "full_state"}
     assert run_selection.select_task_runs([*scratch, branch]).rows == [*scratch, branch]
 

@@ -138,6 +138,17 @@ def test_tuned_instruction_is_compared_with_a_model_without_it():
         if effect["task"] == "sst2"
     ]
     assert (gain["method"], gain["gain"]) == ("tuned on all tasks", pytest.approx(30))
+    untold = one_task | {f"eval.task.{OTHER}.accuracy": 0.3}  # the same run without the instruction
+    points = pretraining_gain.task_scores([untold, alone])
+    assert {(p["task"], p["value"]) for p in points if p["method"] == "tuned"} >= {
+        *[("sst2 (Rate it.)", 80), ("sst2", 30)]
+    }
+    longer = prompt_row(1000, 5.0, sources=("chat:sst2",), steps=600)
+    methods = {p["method"] for p in pretraining_gain.task_scores([one_task, longer])}
+    assert methods == {"tuned", "from scratch, total FLOPs"}
+    parts = prompt_row(1000, 5.0, "p/q", sources=("chat:a?only=sst2", "chat:a?only=nli"))
+    (point, *_) = pretraining_gain.task_scores([parts])
+    assert point["method"] == "tuned on all tasks"
     both = scores | {f"eval.task.{seen.replace('Rate', 'Judge')}.accuracy": 0.75}
     points = pretraining_gain.task_scores([one_task | both])
     assert {p["task"] for p in points if "sst2" in p["task"]} == {
