@@ -9,6 +9,7 @@ Sources and tasks are named as in the config and in the columns of records.load_
 
 import collections
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 
 # Prefixes of paths.
@@ -31,7 +32,8 @@ def shorten_sources(sources: Sequence[str]) -> dict[str, str]:
     counts = collections.Counter(names.values())
     for source, name in names.items():
         if counts[name] > 1 and components[source]:
-            names[source] = "?".join([name, *source.split("?", 1)[1:]])
+            options = urllib.parse.unquote_plus(source.partition("?")[2])
+            names[source] = f"{name}?{options}" if options else name
     are_unique = len(set(names.values())) == len(names)
     return names if are_unique else {source: source for source in sources}
 

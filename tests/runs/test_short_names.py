@@ -12,8 +12,8 @@ def test_equal_file_names_get_folders():
 
 def test_options_distinguish_two_sources_of_a_file():
     file = "chat:my/sst2/train.jsonl.gz"
-    sources = [f"{file}?template=task", file, "chat:my/qnli/train.jsonl.gz?cap=5"]
-    expected = ["sst2/train?template=task", "sst2/train", "qnli/train"]
+    sources = [f"{file}?instruction=Good+or+bad%3F", file, "chat:my/qnli/train.jsonl.gz?cap=5"]
+    expected = ["sst2/train?instruction=Good or bad?", "sst2/train", "qnli/train"]
     assert list(short_names.shorten_sources(sources).values()) == expected
 
 
