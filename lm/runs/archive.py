@@ -14,6 +14,7 @@ jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
 import json
+import math
 import os
 import re
 import warnings
@@ -90,7 +91,7 @@ def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, st
             return files
     raise ValueError(
         f"--megabytes={megabytes:g} is too small: the records of {path} need "
-        f"{_n_bytes(files) / 1e6:.1f} MB with {LEVELS[-1][0]} log steps per run. "
+        f"{math.ceil(_n_bytes(files) / 1e4) / 100:.2f} MB with {LEVELS[-1][0]} log steps per run. "
         "Raise it or archive fewer runs."
     )
 
