@@ -41,17 +41,18 @@ def learned_files(row: Mapping) -> set[str]:
 
     A task with two instructions has two sources and is one task.
     """
-    return {without_wording(source) for source in learned(row)}
+    return {without_fields(source, "instruction", "template") for source in learned(row)}
 
 
-def without_wording(name: str) -> str:
-    """Return a source or a task without the fields instruction and template."""
+def size_and_files(row: Mapping) -> tuple:
+    """Return the size of a run and its `learned_files` in order."""
+    return row.get(records.N_PARAMS), *sorted(learned_files(row))
+
+
+def without_fields(name: str, *keys: str) -> str:
+    """Return a source or a task without these fields: sst2?n=9&template=task -> sst2?n=9."""
     path, query = uri.split_uri(name)
-    fields = [
-        field
-        for field in query.split("&")
-        if field and not field.startswith(("instruction=", "template="))
-    ]
+    fields = [f for f in query.split("&") if f and f.partition("=")[0] not in keys]
     return "?".join([path, "&".join(fields)]) if fields else path
 
 
@@ -215,9 +216,7 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
     points = []
     finished = [row for row in rows if row["status"] == "done"]
     tuned_steps = {
-        (row[records.N_PARAMS], *sorted(learned_files(row))): row["steps"]
-        for row in finished
-        if run_selection.is_finetuned(row)
+        size_and_files(row): row["steps"] for row in finished if run_selection.is_finetuned(row)
     }
     for row in finished:
         sources = learned(row)
@@ -239,14 +238,13 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
 
 def _training_method(row: Mapping, task: str, tuned_steps: Mapping[tuple, int]) -> str:
     """Return the method of a run, see `task_quality`. tuned_steps: {(size, *files): steps}."""
-    files = sorted(learned_files(row))
     if run_selection.is_finetuned(row):
-        return "tuned" if len(files) == 1 else "tuned on all tasks"
+        return "tuned" if len(learned_files(row)) == 1 else "tuned on all tasks"
     if row["data.loss_on"] != "answers":
         options = uri.split_uri(task)[1].split("&")
         shots = [text.removeprefix("shots=") for text in options if text.startswith("shots=")]
         return f"prompted, {''.join(shots) or 0} shots"
-    is_longer = row["steps"] > tuned_steps.get((row[records.N_PARAMS], *files), row["steps"])
+    is_longer = row["steps"] > tuned_steps.get(size_and_files(row), row["steps"])
     return "from scratch, same FLOPs" if is_longer else "from scratch"
 
 

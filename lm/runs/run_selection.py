@@ -111,7 +111,8 @@ class BudgetSelection(NamedTuple):
     is_complete: bool  # True if no run was removed for its token budget
     n_tokens: float | None  # the budget of all selected runs; None if it depends on the size
 
-    only_kind: str = ""  # "fine-tuned" or "from scratch" if runs of the other kind were removed
+    # "fine-tuned runs" or "runs from scratch" if the others were removed.
+    only_kind: str = ""
 
     @property
     def has_two_starts(self) -> bool:
@@ -161,8 +162,8 @@ def select_task_runs(runs: Sequence[dict], x: str = records.N_PARAMS) -> BudgetS
         kind: {row[records.N_PARAMS] for row in tested if is_finetuned(row) == kind}
         for kind in (True, False)
     }
-    kind = len(sizes[True]) >= len(sizes[False])
-    selected = [row for row in runs if is_finetuned(row) == kind]
+    are_finetuned = len(sizes[True]) >= len(sizes[False])
+    selected = [row for row in runs if is_finetuned(row) == are_finetuned]
     return largest_token_budget(selected, x)._replace(
-        only_kind="fine-tuned" if kind else "from scratch"
+        only_kind="fine-tuned runs" if are_finetuned else "runs from scratch"
     )

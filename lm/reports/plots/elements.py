@@ -307,7 +307,7 @@ def budget_note(selection: run_selection.BudgetSelection) -> str:
     if selection.n_tokens is not None:
         budget = f"Only runs on {style.format_si(selection.n_tokens)} tokens."
     starts = "Means over fine-tuned runs and runs from scratch." * selection.has_two_starts
-    starts += f"Only runs that are {selection.only_kind}." if selection.only_kind else ""
+    starts += f"Only {selection.only_kind}." if selection.only_kind else ""
     return f"{'' if selection.is_complete else budget} {starts}".strip()
 
 

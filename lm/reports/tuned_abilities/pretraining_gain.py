@@ -90,10 +90,8 @@ def _without_instructions(rows: Sequence[Mapping], tasks: Sequence[str]) -> dict
     tuned = {_instruction(source) for row in rows for source in transfer_analysis.learned(row)}
     names = {}
     for task in tasks:
-        path, query = uri.split_uri(task)
-        fields = [field for field in query.split("&") if not field.startswith("instruction=")]
         is_tuned = bool(_instruction(task)) and _instruction(task) in tuned
-        names[task] = "?".join([path, *filter(None, ["&".join(fields)])]) if is_tuned else task
+        names[task] = transfer_analysis.without_fields(task, "instruction") if is_tuned else task
     rows_by_task = {
         task: {row["name"] for row in rows if task in task_results.task_names([row])}
         for task in tasks
@@ -265,12 +263,7 @@ def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
     # The last run of a key counts: the shortest from scratch, or the longest fine-tuned run.
     signs = {True: 1, False: -1}
     runs.sort(key=lambda row: signs[run_selection.is_finetuned(row)] * row["steps"])
-    return {_size_and_files(row): row["steps"] for row in runs}
-
-
-def _size_and_files(row: Mapping) -> tuple:
-    """Return the size of a run and the sources that it learned, without their instructions."""
-    return row.get(records.N_PARAMS), *sorted(transfer_analysis.learned_files(row))
+    return {transfer_analysis.size_and_files(row): row["steps"] for row in runs}
 
 
 def _method(row: Mapping, tuned_steps: Mapping[tuple, int]) -> str:
@@ -280,7 +273,7 @@ def _method(row: Mapping, tuned_steps: Mapping[tuple, int]) -> str:
         return TUNED if n_files == 1 else TUNED_ON_ALL
     if n_files > 1:
         return SCRATCH_ON_ALL
-    is_longer = row["steps"] > tuned_steps.get(_size_and_files(row), row["steps"])
+    is_longer = row["steps"] > tuned_steps.get(transfer_analysis.size_and_files(row), row["steps"])
     return TOTAL_FLOPS if is_longer else SCRATCH
 
 

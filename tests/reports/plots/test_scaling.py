@@ -287,12 +287,12 @@ def test_tasks_of_fine_tuned_runs_are_not_averaged_with_those_from_scratch(ladde
     tuned = scratch[0] | {"start.run": "another/run", "start.restore": "weights"}
     selection = run_selection.select_task_runs([*scratch, tuned])
     assert selection.rows == scratch  # they have more sizes
-    assert elements.budget_note(selection) == "Only runs that are from scratch."
+    assert elements.budget_note(selection) == "Only runs from scratch."
     all_tuned = [row | {"start.run": "another/run", "start.restore": "weights"} for row in scratch]
     rows = [*scratch, *all_tuned]
     assert run_selection.select_task_runs(rows).rows == all_tuned
     caption = " ".join(task_accuracy.accuracy_vs_size(rows).get_supxlabel().split())
-    assert "n = 7 runs" in caption and "Only runs that are fine-tuned." in caption
+    assert "n = 7 runs" in caption and "Only fine-tuned runs." in caption
     untested = {k: v for k, v in tuned.items() if not k.startswith("eval.task")}
     assert run_selection.select_task_runs([*scratch, untested]).rows == [*scratch, untested]
     branch = tuned | {"start.restore": "full_state"}

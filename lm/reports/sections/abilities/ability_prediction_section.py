@@ -193,10 +193,7 @@ def _method_table(abilities: Mapping, results: Mapping) -> Markup:
             "method": name,
             "Brier score, target": results.get("brier", {}).get(method),
             "Brier score, back-test": backtest.get(method, {}).get("brier"),
-            **{
-                column: errors[group][method] if method in errors[group] else None
-                for column, group in error_columns.items()
-            },
+            **{column: errors[group].get(method) for column, group in error_columns.items()},
             columns[0]: _count_inside(results, method),
             columns[1]: backtest.get(method, {}).get("coverage"),
             "runs of the back-test": backtest.get(method, {}).get("n_runs"),
