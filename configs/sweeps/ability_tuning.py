@@ -11,7 +11,8 @@ tokenizer of the ladder.
 captions      English-German captions, from the pre-trained weights and from scratch, for equal
               numbers of steps, at each rate of FACTORS: the sweep of learning rates
 long          captions from scratch, for the FLOPs of pre-training and tuning together
-seeds         captions with the best rates of the part captions, and the other seeds of the ladder
+double        captions with the best rates of the part captions, for twice the steps
+seeds         captions with the best rates, from the other seeds of the ladder
 prompts       all tasks at once, each with two of its INSTRUCTIONS, and many other instructions:
               from the pre-trained weights and from scratch
 specialists   each classification and the paraphrases, from scratch and from the pre-trained weights
@@ -42,7 +43,7 @@ from collections.abc import Iterator
 from configs.sweeps import ability_ladder
 from lm.config import model_sizes, schema
 
-PARTS = ("captions", "long", "seeds", "prompts", "specialists")
+PARTS = ("captions", "long", "double", "seeds", "prompts", "specialists")
 CAPTIONS = "translate_en_de_multi30k"
 SHORT_TASKS = ("ag_news", "sst2", "subjectivity", "goemotions", "quora_paraphrase")
 TASKS = {  # weight of each task in the part prompts
@@ -112,6 +113,11 @@ def get_sweep(argument: str = "") -> Iterator[schema.Run]:
             run.steps += round(first.steps * _row_tokens(first) / _row_tokens(run))
             run.eval.interval = run.steps // 16
             yield run
+        if "double" in parts:
+            for item in BEST.items():
+                run = _captions(first, folder, *item)
+                run.name, run.steps = run.name.replace("-captions-", "-captions-double-"), 2 * STEPS
+                yield run
         if "seeds" in parts:
             for parent in others:
                 yield from (_captions(parent, folder, *item) for item in BEST.items())

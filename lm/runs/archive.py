@@ -8,11 +8,13 @@ log steps, the plan, the prediction and its log, and the decisions of a designed
 contains the held-out losses per document, and small files of the points of task examples, which the
 paired errors of two runs need. Other runs in the folder are not part of the sweep and are not
 archived. The archive contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl files
-are rounded to seven digits. Records contain paths as the user wrote them, and an archive must not
+are rounded to seven digits. An evals.jsonl of more than MAX_PLAIN_BYTES is compressed, and
+`filesystem.read_lines` reads it as evals.jsonl.gz. Records contain paths as the user wrote them, and an archive must not
 reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are shortened:
 jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
+import gzip
 import json
 import math
 import os
@@ -31,6 +33,7 @@ RUN_FILES = ("config.json", "facts.json", "metrics.jsonl", "evals.jsonl", "event
 # Arrays of the last evaluation: loss sums per document, and points of task examples.
 ARRAY_FILES = ("heldout.npz", "tasks.npz")
 MAX_TASK_BYTES = 50_000  # of a file of points, so that it is archived
+MAX_PLAIN_BYTES = 10_000  # of an evals.jsonl that is not compressed
 # May be in the archive folder and are not changed.
 REPORT_FILES = ("report.html", "prediction_results.json", "figures")
 # Facts that identify a machine or count the lines of the original are not archived.
@@ -86,7 +89,7 @@ def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, st
             for name, value in portable.items()
             if has_sums or not name.endswith(ARRAY_FILES)
         )
-        files = {name: text for name, text in texts if text}
+        files = dict(_compress(name, text) for name, text in texts if text)
         if _n_bytes(files) <= megabytes * 1e6:
             return files
     raise ValueError(
@@ -94,6 +97,19 @@ def _fitting_files(path: Path, contents: dict, megabytes: float) -> dict[str, st
         f"{math.ceil(_n_bytes(files) / 1e4) / 100:.2f} MB with {LEVELS[-1][0]} log steps per run. "
         "Raise it or archive fewer runs."
     )
+
+
+def _compress(name: str, content: str | bytes) -> tuple[str, str | bytes]:
+    """Return the name and the content of a file of the archive: a long evals.jsonl is compressed.
+
+    Its evaluations of many tasks repeat long names.
+    """
+    if isinstance(content, bytes) or not name.endswith("evals.jsonl"):
+        return name, content
+    raw = content.encode()
+    if len(raw) <= MAX_PLAIN_BYTES:
+        return name, content
+    return name + filesystem.COMPRESSED, gzip.compress(raw, mtime=0)
 
 
 def _run_id(name: str, contents: dict) -> str | None:
@@ -109,7 +125,8 @@ def _check_target(path: Path, archive_dir: Path) -> None:
             f"--archive_to={archive_dir} must be outside the sweep directory {path} and must not"
             " contain it. Pass another folder."
         )
-    known = (*SWEEP_FILES, prediction_log.FILE, *RUN_FILES, *ARRAY_FILES)
+    run_files = (*RUN_FILES, *(name + filesystem.COMPRESSED for name in RUN_FILES), *ARRAY_FILES)
+    known = (*SWEEP_FILES, prediction_log.FILE, *run_files)
     files = _archived_files(archive_dir)
     others = [name for name in files if Path(name).name not in known]
     if others:

@@ -13,6 +13,7 @@ listing is always consistent. In a bucket, an append-only file is stored as one 
 import concurrent.futures
 import contextlib
 import glob
+import gzip
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ import socket
 import tempfile
 import time
 import typing
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ N_READERS = 32  # objects that are downloaded at the same time
 INTERRUPTED_SECONDS = 5.0  # a younger temporary file may belong to another container
 ABANDONED_SECONDS = 3600.0  # no write of such a file takes longer
 MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
+COMPRESSED = ".gz"  # end of the name of a compressed file of lines
 SKIPPED_FOLDERS = (
     run_files.CHECKPOINTS,
     run_files.DAMAGED,
@@ -161,13 +164,14 @@ def name_errors(path: str | os.PathLike) -> Iterator[None]:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of an append-only file in order. The list is empty if there is no file.
 
-    An unfinished last line is included. Bytes that are not UTF-8 become surrogates, so that such a
+    The lines of a compressed file, `path` with COMPRESSED, come first: see runs/archive.py. An
+    unfinished last line is included. Bytes that are not UTF-8 become surrogates, so that such a
     byte does not hide the other lines. In a bucket, equal lines are returned once. There, the
     parts are read before the collected object, because `repair_append_file` may move lines from the
     parts to that object at the same time.
     """
     if not is_remote(path):
-        return _split_lines(_text_or_empty(path))
+        return _split_lines(_read_compressed(path) + _text_or_empty(path))
     names = sorted(list_dir(_parts_dir(path)))
     with concurrent.futures.ThreadPoolExecutor(N_READERS) as pool:
         parts = list(pool.map(_text_or_empty, names))
@@ -334,6 +338,23 @@ def _text_or_empty(path: Path) -> str:
         return _decode(path.read_bytes())
     except FileNotFoundError:
         return ""
+
+
+def _read_compressed(path: Path) -> str:
+    """Return the text of the compressed file of `path`, "" if there is none."""
+    file = path.with_name(path.name + COMPRESSED)
+    try:
+        with gzip.open(file) as content:
+            raw = content.read(MAX_TEXT_BYTES + 1)
+        if not raw:
+            raise EOFError("it is empty")
+    except FileNotFoundError:
+        return ""
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file} is damaged ({error}): restore it") from error
+    if len(raw) > MAX_TEXT_BYTES:
+        raise ValueError(f"{file} contains more than {MAX_TEXT_BYTES:,} bytes: delete it")
+    return _decode(raw)
 
 
 def _decode(raw: bytes) -> str:

@@ -344,6 +344,11 @@ def test_ability_tuning_compares_at_equal_flops():
     n_flops = [flops.run_facts(run)["flops"] for run in (tuned, parents["60K"], longer)]
     assert n_flops[2] == pytest.approx(n_flops[0] + n_flops[1], rel=0.01)
     assert runs["60K-seed1-captions-tuned-x2.7"].start.run == "ability_ladder/60K-seed1-10M"
+    double = [runs[f"60K-captions-double-{method}-x2.7"] for method in ("tuned", "scratch")]
+    assert [(run.steps, run.start.run) for run in double] == [
+        (2 * tuned.steps, tuned.start.run),
+        (2 * tuned.steps, ""),
+    ]
     prompts = runs["60K-prompts-tuned-x2.7"]
     assert sum(prompts.data.sources.values()) == pytest.approx(1)
     assert "nli" in prompts.data.forbidden_tasks

@@ -256,3 +256,24 @@ def test_part_of_a_task_is_not_shortened():
     assert archive._replace_paths({task: 0.5}, archive._short_names({path})) == {
         "task.pair:blimp#island_effects/wh_island.accuracy": 0.5
     }
+
+
+def test_long_evaluations_are_compressed_and_have_the_same_rows(sweep, tmp_path):
+    run = sweep / "30K"
+    row = records.load_evals(run)[-1]
+    many = {f"task.long_name_of_a_task_{i}.accuracy": i / 3000 for i in range(1000)}
+    records.append_record(run / "evals.jsonl", row | many)
+    plain, compressed = (tmp_path / name for name in ("plain", "compressed"))
+    archive.archive_sweep(sweep, compressed)
+    names = {path.name for path in (compressed / "30K").iterdir()}
+    assert "evals.jsonl.gz" in names and "evals.jsonl" not in names
+    assert (compressed / "30K" / "evals.jsonl.gz").stat().st_size < 10_000
+    (new,) = (row for row in records.load_runs(compressed) if row["name"].endswith("30K"))
+    for name, value in many.items():
+        assert new[f"eval.{name}"] == pytest.approx(value, rel=1e-6), name
+    archive.archive_sweep(compressed, plain)  # an archive of an archive is equal
+    assert records.load_evals(plain / "30K") == records.load_evals(compressed / "30K")
+    file = compressed / "30K" / "evals.jsonl.gz"
+    file.write_bytes(file.read_bytes()[:-20])
+    damage = records.load_folder(compressed).unreadable[compressed / "30K"]
+    assert "evals.jsonl.gz is damaged" in damage and "restore it" in damage

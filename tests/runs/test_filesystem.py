@@ -1,6 +1,7 @@
 """Files on the local disk and in a bucket."""
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
@@ -324,3 +325,24 @@ def test_check_of_a_folder_creates_no_name(tmp_path, monkeypatch):
     assert not names and not list(tmp_path.iterdir())
     with pytest.raises(OSError, match=f"No such file or directory: '{tmp_path}/no'"):
         filesystem.check_writable(tmp_path / "no")
+
+
+def test_compressed_lines_come_before_appended_ones(tmp_path, monkeypatch):
+    file, compressed = tmp_path / "evals.jsonl", tmp_path / "evals.jsonl.gz"
+    compressed.write_bytes(gzip.compress(b'{"step": 1}\n{"step": 2}\n'))
+    assert filesystem.read_lines(file) == ['{"step": 1}', '{"step": 2}']
+    filesystem.append_line(file, '{"step": 3}')
+    assert filesystem.read_lines(file)[1:] == ['{"step": 2}', '{"step": 3}']
+    compressed.write_bytes(gzip.compress(bytes(5000)))
+    monkeypatch.setattr(filesystem, "MAX_TEXT_BYTES", 4000)
+    with pytest.raises(ValueError, match=r"evals.jsonl.gz contains more than 4,000 bytes"):
+        filesystem.read_lines(file)
+    for damaged in (
+        b"",
+        b"text",
+        gzip.compress(bytes(50))[:-3],
+        b"\x1f\x8b\x08\0\0\0\0\0\0\x03abc",
+    ):
+        compressed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"evals.jsonl.gz is damaged"):
+            filesystem.read_lines(file)
