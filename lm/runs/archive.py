@@ -10,8 +10,8 @@ paired errors of two runs need. Other runs in the folder are not part of the swe
 archived. The archive contains no weights, tokenizers or TensorBoard files. Numbers in .jsonl files
 are rounded to seven digits. An evals.jsonl of more than MAX_PLAIN_BYTES is compressed, and
 `filesystem.read_lines` reads it as evals.jsonl.gz. Records contain paths as the user wrote them,
-and an archive must not reveal them. Therefore paths outside the repository (/..., ~/..., ../..., gs://...) are shortened:
-jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
+and an archive must not reveal them. Therefore paths outside the repository (/..., ~/..., ../...,
+gs://...) are shortened: jsonl:/home/me/text/books/*.gz becomes jsonl:books/*.gz.
 """
 
 import gzip
