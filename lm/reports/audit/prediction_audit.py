@@ -378,11 +378,11 @@ def _verify_records(
 ) -> prediction_chain.Link:
     """Compare the records of a run with hashes. origin: file that contains the hashes."""
     changed = prediction_log.changed_records(folder, hashes)
-    names = ", ".join(str(folder / name) for name in changed)
     if changed and chain.is_archive:
         return prediction_chain.Link(
-            prediction_chain.UNVERIFIABLE, f"{names}: rounded in an archive"
+            prediction_chain.UNVERIFIABLE, f"{folder}: {', '.join(changed)} rounded in an archive"
         )
+    names = ", ".join(str(folder / name) for name in changed)
     files = f"{folder}: {', '.join(name for name in hashes if name != 'run_id')}"
     return prediction_chain.compare(
         not changed, names or files, f"{origin} has another hash", f"as in {origin}"

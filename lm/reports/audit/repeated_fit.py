@@ -1,6 +1,6 @@
 """Repeated fit of the law of a prediction, which must give the same interval and draws."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from lm.reports.audit import prediction_chain, target_prediction
 from lm.runs import records
@@ -96,11 +96,16 @@ def _verify_source_losses(
     ]
     if different:
         status = prediction_chain.UNVERIFIABLE if is_approximate else prediction_chain.CONTRADICTION
-        text = "the laws of sources, fitted again, differ from prediction.json"
-        yield prediction_chain.Link(status, f"{text}: {', '.join(different)}")
+        text = "the laws of sources and tasks, fitted again, differ from prediction.json in"
+        yield prediction_chain.Link(status, f"{text} {_first_of(different)}")
     else:
         text = f"the laws of {len(old)} sources and tasks, fitted again, give the intervals"
         yield prediction_chain.Link(prediction_chain.VERIFIED, text)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """Return the first of several names, and the number of the others."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _verify_abilities(
@@ -123,10 +128,8 @@ def _verify_abilities(
     ]
     if different:
         status = prediction_chain.UNVERIFIABLE if is_approximate else prediction_chain.CONTRADICTION
-        name = ".".join(different[0])
-        text = f"the abilities, predicted again, differ from prediction.json in {name}"
-        if len(different) > 1:
-            text += f" and {len(different) - 1} more"
+        names = _first_of([".".join(name) for name in different])
+        text = f"the abilities, predicted again, differ from prediction.json in {names}"
         yield prediction_chain.Link(status, text)
     else:
         text = f"the abilities, predicted again, give the {len(numbers)} values"

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from fixtures import made_up_sweep, predicted_sweep, verified_sweep
 
-from lm.reports.audit import prediction_audit, prediction_chain
+from lm.reports.audit import prediction_audit, prediction_chain, repeated_fit, target_prediction
 from lm.runs import archive, json_files, provenance, records
 from lm.runs.integrity import prediction_log, record_checksums
 from lm.sweeps import prediction
@@ -524,3 +524,14 @@ def test_tag_command_publishes_the_hash(tmp_path):
         subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
     arguments = ["git", "-C", str(tmp_path / "origin"), "cat-file", "-t", f"prediction-{'0' * 64}"]
     assert subprocess.run(arguments, capture_output=True, text=True).stdout == "tag\n"
+
+
+def test_laws_that_differ_are_counted_and_only_the_first_is_named():
+    interval = {"value": 2.0, "lo": 1.9, "hi": 2.1}
+    stored = {f"eval.loss.{i}": interval for i in range(80)}
+    one = stored | {"eval.loss.7": interval | {"lo": 1.0}}
+    all_laws = {name: interval | {"hi": 2.2} for name in stored}
+    for repeated, words in ((all_laws, "eval.loss.0 and 79 more"), (one, "eval.loss.7")):
+        old, new = ({target_prediction.SOURCE_LOSSES: value} for value in (stored, repeated))
+        (link,) = repeated_fit._verify_source_losses(old, new, True)
+        assert link.text.endswith(f"differ from prediction.json in {words}")
