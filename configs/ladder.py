@@ -21,8 +21,9 @@ SKILLS = ("copy", "upper", "reverse", "sort", "recall", "brackets", "addition", 
 def get_config(folder_and_size: str = "data/corpora,150K") -> schema.Run:
     """Return the recipe for "FOLDER,SIZE"."""
     folder, _, size = folder_and_size.partition(",")
+    size = size or "150K"
     run = schema.Run(name=f"ladder-{size}")
-    run.model = model_sizes.ladder_model(size or "150K")
+    run.model = model_sizes.ladder_model(size)
     run.data.sources = {f"jsonl:{folder}/{name}/*.jsonl.gz": w for name, w in WEIGHTS.items()}
     run.data.sources["tasks:" + "+".join(SKILLS)] = 0.1
     run.data.tokenizer = "bpe:2048"

@@ -27,7 +27,7 @@ UNSEEN in a copy of this file. The runs are in RUNS/ability_tuning.
 Models of the part prompts are tested on held-out items, on the third of the INSTRUCTIONS of a task,
 which the tuning does not have, and on UNSEEN kinds of tasks. Of the folder instructions, the tests
 are the tasks with few different answers, of which the model chooses the most probable one. Runs of
-the part specialists stop when their held-out loss rises, all others after their number of steps.
+the parts captions, long, double, seeds and specialists stop when their held-out loss rises.
 lm/reports/transfer_analysis.py compares the runs.
 
 Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training: 4 minutes at
@@ -87,8 +87,9 @@ CHOICES = 10  # largest number of different answers of a task of the instruction
 STEPS = 1024
 FACTORS = (4 / 3, 8 / 3, 16 / 3)  # of the learning rate of the pre-training
 # Best factors of captions. From scratch, 8/3 is better than 4/3 at three sizes. Tuned models were
-# trained with both at one size, where they are equal. 16/3 equals 8/3 with both methods at 150K,
-# the only size where it was tried. See experiments/log/ability_ladder.md.
+# trained with both at one size, where 8/3 is better by half a BLEU, one standard error. 16/3 equals
+# 8/3 with both methods at 150K, the only size where it was tried. The results are in
+# experiments/log/ability_ladder.md.
 BEST = {"tuned": 8 / 3, "scratch": 8 / 3}
 
 

@@ -144,7 +144,7 @@ def _task_figures(sweep: summary.SweepSummary) -> dict[str, Drawing]:
                 rows, _fit_accuracy_curves(rows, sweep.loss_column), sweep.loss_column, theme
             )
         )
-    scores = pretraining_gain.task_scores(rows)
+    scores = pretraining_gain.task_scores(sweep.rows)
     if effects := pretraining_gain.compare_methods(scores):
         figures["tuned"] = Drawing(partial(transfer.tuned_scores_vs_size, scores))
         figures["pretraining_gain"] = Drawing(partial(transfer.pretraining_gain_vs_size, effects))

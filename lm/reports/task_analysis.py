@@ -16,6 +16,7 @@ from collections.abc import Container, Mapping, Sequence
 import numpy as np
 
 from lm.config import schema
+from lm.laws import run_table
 from lm.laws.forms import downstream, power_laws
 from lm.reports import task_significance
 from lm.runs import records, run_selection, task_results
@@ -216,24 +217,26 @@ def accuracy_curves(
         except ValueError as error:
             fits[task] = None, str(error)
             continue
-        reason = _describe_step(curve)
+        reason = _describe_step(curve, [row for row in rows if records.is_finite(row.get(y))], x)
         fits[task] = (None, reason) if reason else (curve, "")
     return fits
 
 
-def _describe_step(curve: downstream.AccuracyFit) -> str:
-    """Return a sentence if at most one run is on the rise of a sigmoid from 10% to 90%, else "".
+def _describe_step(curve: downstream.AccuracyFit, rows: Sequence[dict], x: str) -> str:
+    """Return a sentence if a sigmoid rises from 10% to 90% within one size of model, else "".
 
-    Such a curve is determined by its sides and not by its slope. A rise that continues beyond the
-    losses of the runs is no step.
+    Such a curve is determined by its sides and not by its slope, also if several seeds of one size
+    and token budget are on its rise. A rise that continues beyond the losses of the runs is no
+    step. rows: the fitted runs.
     """
     losses, midpoint = np.unique(curve.x[0]), curve.params["x0"]
     half_width = math.log(9) / max(curve.params["k"], 1e-12)
     lo, hi = midpoint - half_width, midpoint + half_width
-    n_on_rise = int(((losses > lo) & (losses < hi)).sum())
+    on_rise = [row for row in rows if lo < run_table.to_number(row.get(x)) < hi]
+    n_on_rise = len({(row.get(records.N_PARAMS), row.get(records.TOKENS)) for row in on_rise})
     if lo < losses[0] or hi > losses[-1] or n_on_rise > 1:
         return ""
-    runs = "no run is" if n_on_rise == 0 else "only one run is"
+    runs = "only one size is" if on_rise else "no run is"
     return (
         f"the fitted curve is a step: {runs} on its rise between the losses {lo:.4g} and {hi:.4g},"
         " so its slope is not determined"
@@ -365,14 +368,17 @@ def _last_accuracies(evaluations: Sequence[dict], task: str) -> tuple[list[float
 @functools.cache
 def _config_fields() -> list[str]:
     """Return the config fields that are equal in runs that differ only in their seed."""
-    return sorted(
-        schema.field_types(schema.Run).keys() - records.EXECUTION_FIELDS - {"name", "seed"}
-    )
+    by_seed = {"name", "seed", "start.run", "data.tokenizer"}  # the last two may be the parent's
+    return sorted(schema.field_types(schema.Run).keys() - records.EXECUTION_FIELDS - by_seed)
 
 
 def _without_seed(row: dict) -> str:
-    """Return a key that is equal for runs that differ only in their seed."""
-    return repr([row.get(records.N_PARAMS), *((name, row.get(name)) for name in _config_fields())])
+    """Return a key that is equal for runs that differ only in their seed.
+
+    Such runs may start from different seeds of one parent, which have equal FLOPs.
+    """
+    names = *_config_fields(), records.N_PARAMS, "tokenizer.hash", "parent.flops"
+    return repr([row.get(name) for name in names])
 
 
 def _pooled_sd(residuals: list) -> float | None:

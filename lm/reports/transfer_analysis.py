@@ -109,10 +109,9 @@ def mean_accuracy(
             if not means:
                 continue
             values, errors = np.array(means).T
-            variance = values.var(ddof=1) if len(values) > 1 else 0.0
-            se = float(np.sqrt(((errors**2).mean() + variance) / len(values)))
-            point = {"size": size, "n_clusters": n, "group": group}
-            points.append(point | {"value": float(values.mean()), "se": se, "n_runs": len(values)})
+            point = {"size": size, "n_clusters": n, "group": group, "n_runs": len(values)}
+            mean, se = _mean_of_seeds(values, errors)
+            points.append(point | {"value": mean, "se": se})
     return points
 
 
@@ -160,8 +159,17 @@ def _cluster_gap(
 def _mean_over_runs(runs: Sequence[Mapping], tasks: list[str], metric: str) -> tuple[float, float]:
     """Return the mean of a metric over runs and tasks, and its standard error."""
     means = [_mean_over_tasks(run, tasks, metric) for run in runs]
-    values, errors = np.array([mean for mean in means if mean]).T
-    return float(values.mean()), float(np.sqrt((errors**2).sum())) / len(values)
+    return _mean_of_seeds(*np.array([mean for mean in means if mean]).T)
+
+
+def _mean_of_seeds(values: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """Return the mean of the results of seeds and its standard error.
+
+    errors: sampling errors. All seeds have the same examples or text, so that a mean over them has
+    the same sampling error as one of them. The variance between seeds is divided by their number.
+    """
+    variance = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+    return float(values.mean()), float(np.sqrt((errors**2).mean() + variance))
 
 
 def forgetting(rows: Sequence[Mapping]) -> list[dict]:
@@ -215,8 +223,10 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
     """
     points = []
     finished = [row for row in rows if row["status"] == "done"]
+    tuned = [row for row in finished if run_selection.is_finetuned(row)]
+    # The last run of a key counts: the longest.
     tuned_steps = {
-        size_and_files(row): row["steps"] for row in finished if run_selection.is_finetuned(row)
+        size_and_files(row): row["steps"] for row in sorted(tuned, key=lambda row: row["steps"])
     }
     for row in finished:
         sources = learned(row)
@@ -262,7 +272,8 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
     """
     points: dict[tuple, dict] = {}
     finished = [row for row in rows if row["status"] == "done" and task_results.task_names([row])]
-    for row in sorted(finished, key=lambda row: row["unique_tokens"]):
+    # The last tuned run of a size and task counts: of those with the most examples, the best.
+    for row in sorted(finished, key=lambda row: (row["unique_tokens"], -row[records.LOSS])):
         key = row[records.N_PARAMS], learned(row)
         siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
         scratch_runs = [sibling for sibling in siblings if not run_selection.is_finetuned(sibling)]
@@ -312,10 +323,7 @@ def _mean_over_tasks(row: Mapping, tasks: Sequence[str], metric: str) -> tuple[f
 
 
 def _mean(rows: Sequence[Mapping], y: str) -> tuple[float, float]:
-    """Return the mean of a column and its standard error.
-
-    The error is the mean error of the runs divided by the square root of their number.
-    """
+    """Return the mean of a column over seeds and its standard error."""
     errors = [run_table.to_number(row.get(f"{y}_se", 0.0)) for row in rows]
-    mean = float(np.mean([run_table.to_number(row[y]) for row in rows]))
-    return mean, float(np.mean(errors)) / len(rows) ** 0.5
+    values = [run_table.to_number(row[y]) for row in rows]
+    return _mean_of_seeds(np.array(values), np.array(errors))

@@ -175,7 +175,8 @@ def read_lines(path: Path) -> list[str]:
     names = sorted(list_dir(_parts_dir(path)))
     with concurrent.futures.ThreadPoolExecutor(N_READERS) as pool:
         parts = list(pool.map(_text_or_empty, names))
-    lines = [*_split_lines(_text_or_empty(path)), *_split_lines("".join(parts))]
+    texts = _read_compressed(path), _text_or_empty(path), "".join(parts)
+    lines = [line for text in texts for line in _split_lines(text)]
     return list(dict.fromkeys(lines))  # a line may be in a part and in the collected object
 
 
@@ -344,7 +345,7 @@ def _read_compressed(path: Path) -> str:
     """Return the text of the compressed file of `path`, "" if there is none."""
     file = path.with_name(path.name + COMPRESSED)
     try:
-        with gzip.open(file) as content:
+        with file.open("rb") as binary, gzip.open(binary) as content:
             raw = content.read(MAX_TEXT_BYTES + 1)
         if not raw:
             raise EOFError("it is empty")

@@ -152,10 +152,14 @@ def select_task_runs(runs: Sequence[dict], x: str = records.N_PARAMS) -> BudgetS
     """Select runs whose task results are compared over sizes, as in `largest_token_budget`.
 
     If a size has fine-tuned runs and runs from scratch with task results, select the kind that has
-    results of more sizes, or the fine-tuned runs: means over both kinds would describe neither.
+    results of more sizes, or the fine-tuned runs: means over both kinds would describe neither. In
+    a sweep of runs on conversations, the kind is selected before the token budget, because a run
+    from scratch for the FLOPs of pre-training and tuning has the largest budget.
     """
     selection = largest_token_budget(runs, x)
-    tested = [row for row in selection.rows if task_results.task_names([row])]
+    tested = [row for row in runs if task_results.task_names([row]) and row["status"] == "done"]
+    if any(row.get("data.loss_on") != "answers" for row in tested):
+        tested = [row for row in selection.rows if task_results.task_names([row])]
     if not selection._replace(rows=tested).has_two_starts:
         return selection
     sizes = {

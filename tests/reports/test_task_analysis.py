@@ -46,6 +46,12 @@ def test_seed_noise_uses_runs_that_differ_only_in_seed():
     assert verdict["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
     assert verdict["noise"] == pytest.approx(np.hypot(verdict["seed"], verdict["sampling"]))
     assert verdict["signal_to_noise"] == pytest.approx(verdict["signal"] / verdict["noise"])
+    parents = [
+        row | {"start.run": f"s/{i // 3}", "parent.flops": 1.0} for i, row in enumerate(two_seeds)
+    ]
+    assert task_analysis.task_verdicts(parents)[0]["seed"] == pytest.approx(verdict["seed"])
+    other_parents = [row | {"parent.flops": i // 3} for i, row in enumerate(parents)]
+    assert task_analysis.task_verdicts(other_parents)[0]["seed"] is None
     other_config = [row | {"optim.lr": 0.1} for row in two_seeds[3:]]
     assert task_analysis.task_verdicts(two_seeds[:3] + other_config)[0]["seed"] is None
 
@@ -186,11 +192,12 @@ def test_equal_values_share_their_mean_rank():
 def test_step_between_two_losses_is_no_law():
     losses = np.linspace(4.0, 5.0, 11)
 
-    def fit_curve(accuracies) -> tuple:
+    def fit_curve(accuracies, losses=losses, sizes=range(11)) -> tuple:
         rows = [
-            {"name": f"s/{loss:.1f}", "status": "done", "eval.loss": loss, "tokens": 1e6}
+            {"name": f"s/{loss:.2f}", "status": "done", "eval.loss": loss, "tokens": 1e6}
+            | {"params.non_embedding": 1000 * (1 + size)}
             | {"eval.task.t.accuracy": accuracy, "eval.task.t.n": 1000, "eval.task.t.chance": 0.5}
-            for loss, accuracy in zip(losses, accuracies, strict=True)
+            for loss, accuracy, size in zip(losses, accuracies, sizes, strict=True)
         ]
         return task_analysis.accuracy_curves(rows, bootstrap=0)["t"]
 
@@ -201,3 +208,8 @@ def test_step_between_two_losses_is_no_law():
         assert fit is None and reason.startswith("the fitted curve is a step: "), middle
     fit, reason = fit_curve(0.55 + 0.3 / (1 + np.exp(8 * (losses - 4.45))) + noise)
     assert fit and not reason
+    seeds = np.sort([*losses, 4.39, 4.41])  # three runs near 4.4 are on the rise
+    accuracies = 0.55 + 0.3 * (seeds < 4.35) + 0.15 * (abs(seeds - 4.4) < 0.03)
+    fit, reason = fit_curve(accuracies, seeds, (*range(4), 4, 4, 4, *range(5, 11)))
+    assert fit is None and "only one size is on its rise" in reason
+    assert fit_curve(accuracies, seeds, range(13))[0]

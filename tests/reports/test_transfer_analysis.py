@@ -44,7 +44,8 @@ def test_pairs_average_over_seeds():
     rows[1]["eval.loss"] = 1.0
     (pair,) = transfer_analysis.finetune_pairs(rows)
     assert pair["scratch"] == pytest.approx(2.2) and pair["tuned"] == pytest.approx(1.7)
-    assert pair["gain_se"] == pytest.approx(0.03)
+    variances = (0.4**2 / 2 + 1.4**2 / 2) / 2  # of the means over two seeds
+    assert pair["gain_se"] == pytest.approx((2 * 0.03**2 + variances) ** 0.5)
 
 
 def task_row(size, n_clusters, accuracies, seed=0):
@@ -68,7 +69,7 @@ def test_accuracies_are_means_over_group_and_seeds():
     assert [point["value"] for point in points] == pytest.approx([0.1, 0.6, 1.0])
     sampling_error, seed_variance = 0.04 / 2**0.5, 0.2**2 / 2
     assert points[0]["se"] == pytest.approx(sampling_error)
-    assert points[1]["se"] == pytest.approx(((sampling_error**2 + seed_variance) / 2) ** 0.5)
+    assert points[1]["se"] == pytest.approx((sampling_error**2 + seed_variance / 2) ** 0.5)
 
 
 def test_transfer_figures_show_every_pair_and_group():
@@ -141,6 +142,9 @@ def test_task_quality_names_the_training_method():
         ("from scratch, same FLOPs", 1000, 1.5),
     ]
     assert {point["task"] for point in points} == {"sums"} and points[2]["se"] == 0.1
+    double = [specialist(1000, 1000, method, 0.5, 900) for method in ("tuned", "scratch")]
+    points = transfer_analysis.task_quality([*double, *SPECIALISTS])
+    assert [point["method"] for point in points[:2]] == ["tuned", "from scratch"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,10 @@ def test_compute_saved_counts_to_an_equal_loss_from_scratch():
     assert point["is_loss_reached"] and point["pretraining_flops"] == 7e6
     (bound,) = transfer_analysis.compute_saved(SPECIALISTS[:3], EVALS)
     assert not bound["is_loss_reached"] and bound["flops_ratio"] == 2.0
+    worse = next(row for row in SPECIALISTS if row["name"] == "s/1000-1000-tuned-300")
+    worse = worse | {"name": "worse", "eval.loss": 2.5}
+    evals = EVALS | {"worse": [{"step": 40, "loss": 2.5}]}
+    assert transfer_analysis.compute_saved([*SPECIALISTS, worse], evals) == [point]
 
 
 def test_forgetting_compares_loss_on_text_of_the_parent():
@@ -189,7 +197,7 @@ def test_left_out_cluster_is_compared_with_tuning_on_it():
     (point,) = transfer_analysis.leave_one_cluster_out(rows)
     assert point["cluster"] == ["a", "b"] and point["without"] == pytest.approx(0.3)
     assert point["with"] == pytest.approx(0.8) and point["gap"] == pytest.approx(0.5)
-    assert point["gap_se"] == pytest.approx((0.04**2 / 2 + 0.04**2 / 4) ** 0.5)
+    assert point["gap_se"] == pytest.approx((0.04**2 / 2 + 0.04**2 / 2 + 0.2**2 / 4) ** 0.5)
     assert "n = 1 runs" in transfer.left_out_clusters([point]).get_supxlabel()
 
 

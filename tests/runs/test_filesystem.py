@@ -76,6 +76,14 @@ def test_lines_in_a_bucket_are_objects_until_collected(bucket):
     assert bucket.names() == ["bucket/run/a.jsonl"]
 
 
+def test_compressed_lines_are_read_from_a_bucket(bucket):
+    file = filesystem.open_path("gs://bucket/run/evals.jsonl")
+    bucket.put("bucket/run/evals.jsonl.gz", gzip.compress(b"1\n2\n"))
+    assert filesystem.read_lines(file) == ["1", "2"]
+    filesystem.append_line(file, "3")
+    assert filesystem.read_lines(file) == ["1", "2", "3"]
+
+
 def test_reader_misses_no_line_while_lines_are_collected(bucket, monkeypatch):
     file = filesystem.open_path("gs://bucket/run/a.jsonl")
     for n in range(4):

@@ -79,12 +79,14 @@ def fit_scores(
     trunks: Sequence[str],
     families: Sequence[str],
     importance_R: np.ndarray | None = None,
+    sizes: Sequence[float] | None = None,
 ) -> ScoreRegression:
     """Fit the scores of all tasks.
 
     scores_RT: fractions. trunks: trunk run of each run, or its own name. families: family of each
-    task. importance_R: weights of the runs, 1 by default. Raises ValueError if the trunk runs are
-    fewer than the coefficients and MIN_DEGREES.
+    task. importance_R: weights of the runs, 1 by default. sizes: size of each run; by default, all
+    trunk runs differ in size. Raises ValueError if the trunk runs, or their sizes, are fewer than
+    the coefficients and MIN_DEGREES: several seeds of two sizes do not show whether the form fits.
     """
     weights_R = 1 / np.array([list(trunks).count(name) for name in trunks], float)
     if importance_R is not None:
@@ -94,9 +96,11 @@ def fit_scores(
     center_K = np.average(varied_RK, axis=0, weights=weights_R)
     n_coefficients = 1 + varied_RK.shape[1]
     degrees = float(weights_R.sum()) - n_coefficients
-    if degrees < MIN_DEGREES - MIN_VARIATION or n_coefficients == 1:
+    n_independent = float(weights_R.sum()) if sizes is None else len(set(sizes))
+    n_independent = min(n_independent, float(weights_R.sum()))
+    if n_independent - n_coefficients < MIN_DEGREES - MIN_VARIATION or n_coefficients == 1:
         raise ValueError(
-            f"{weights_R.sum():.3g} independent runs do not determine {n_coefficients} coefficients"
+            f"{n_independent:.3g} independent runs do not determine {n_coefficients} coefficients"
             f" and the noise: use at least {n_coefficients + MIN_DEGREES} runs of different sizes"
         )
     root_R1 = np.sqrt(weights_R)[:, None]

@@ -174,7 +174,11 @@ def _draw_scores(
         families = [task_results.task_family(task) for task, _ in members]
         try:
             fit = score_regression.fit_scores(
-                features_RK[list(indices)], scores_RT / scale_T, trunks, families
+                features_RK[list(indices)],
+                scores_RT / scale_T,
+                trunks,
+                families,
+                sizes=[row[records.N_PARAMS] for row in used],
             )
         except ValueError as error:
             reasons |= dict.fromkeys(names, str(error))

@@ -10,8 +10,11 @@ The methods of a run on conversations, of which it has one task or several:
     from scratch, from scratch on all tasks   from random weights, as many steps: equal FLOPs
     from scratch, total FLOPs                 with the FLOPs of pre-training and tuning together
 
-Among the runs of a seed with several learning rates, only the run with the lowest held-out loss is
-used. Runs on fewer training examples of the task are left out.
+If the fine-tuned runs of a size have several numbers of steps, the number that most sizes have is
+used, and the larger one of two that equally many sizes have. Runs with another of these numbers are
+left out. Of several learning rates, the one with the lowest mean held-out loss is used, of those
+that all seeds of a size and method have. If the seeds have no common rate, each seed has its best
+one. Runs on fewer training examples of the task are left out.
 
 Scores are BLEU of generated translations, else accuracy in percent. The standard error of a mean
 over seeds contains the error of the test items, which all seeds share, and the variance between
@@ -22,8 +25,10 @@ corrected for the number of comparisons (Bonferroni). A comparison is a task and
 Without a second seed, nothing is tested.
 """
 
+import collections
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +49,7 @@ COMPARISONS = (
 BASELINE_METRICS = ("accuracy", "bleu", "chrf")
 UNITS = {"accuracy": "%", "bleu": "BLEU", "bits_per_byte": "bits per byte"}
 N_ERRORS = 2  # standard errors that a gain must exceed
+LR_DIGITS = 5  # of equal learning rates: laws of two processors differ in the eighth
 LEVEL = 0.05  # of all two-sided tests of the comparisons together
 
 
@@ -66,14 +72,14 @@ def task_scores(rows: Sequence[Mapping], metric: str = "") -> list[dict]:
     groups: dict[tuple[str, float, str], list[Mapping]] = {}
     for row in tuned_rows:
         for task in task_results.task_names([row]):
-            if np.isfinite(task_results.task_value(row, task, metric or "accuracy")):
-                key = task, row[records.N_PARAMS], _method(row, steps)
-                groups.setdefault(key, []).append(row)
+            method = _method(row, steps)
+            if method and np.isfinite(task_results.task_value(row, task, metric or "accuracy")):
+                groups.setdefault((task, row[records.N_PARAMS], method), []).append(row)
     ordered = sorted(groups.items(), key=lambda item: _order(*item[0]))
     names = _without_instructions(tuned_rows, list(dict.fromkeys(task for task, _, _ in groups)))
     labels = unique_labels(list(dict.fromkeys(names.values())))
     points = [
-        {"task": labels[names[key[0]]]} | _score(*key, _best_by_seed(group), metric)
+        {"task": labels[names[key[0]]]} | _score(*key, _best_runs(group), metric)
         for key, group in ordered
     ]
     return [
@@ -254,37 +260,72 @@ def _digits(point: Mapping) -> int:
     return 3 if point["metric"] == "bits_per_byte" else 1
 
 
-def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, int]:
-    """Return {(size, *files): largest steps} of the fine-tuned runs on conversations.
+class _Steps(NamedTuple):
+    """Numbers of steps of the runs on the same files. The runs need not be done."""
 
-    These runs need not be done. Without them, the shortest run from scratch has their steps.
+    compared: dict[float, int]  # size -> steps of the runs that are compared
+    tuned: frozenset[int]  # all numbers of the fine-tuned runs
+
+
+def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, _Steps]:
+    """Return {files: numbers of steps} of the runs on conversations.
+
+    Without fine-tuned runs of a size, its shortest run from scratch has their steps.
     """
-    runs = [row for row in rows if row.get("data.loss_on") == "answers"]
-    # The last run of a key counts: the shortest from scratch, or the longest fine-tuned run.
-    signs = {True: 1, False: -1}
-    runs.sort(key=lambda row: signs[run_selection.is_finetuned(row)] * row["steps"])
-    return {transfer_analysis.size_and_files(row): row["steps"] for row in runs}
+    tuned: dict[tuple, dict[float, set[int]]] = {}
+    scratch: dict[tuple, dict[float, int]] = {}
+    for row in rows:
+        if row.get("data.loss_on") != "answers":
+            continue
+        size, *files = transfer_analysis.size_and_files(row)
+        if run_selection.is_finetuned(row):
+            tuned.setdefault(tuple(files), {}).setdefault(size, set()).add(row["steps"])
+        else:
+            shortest = scratch.setdefault(tuple(files), {})
+            shortest[size] = min(shortest.get(size, row["steps"]), row["steps"])
+    results = {}
+    for files in tuned.keys() | scratch.keys():
+        by_size = tuned.get(files, {})
+        n_sizes = collections.Counter(n for numbers in by_size.values() for n in numbers)
+        compared = scratch.get(files, {}) | {
+            size: max(numbers, key=lambda n: (n_sizes[n], n)) for size, numbers in by_size.items()
+        }
+        results[files] = _Steps(compared, frozenset(n_sizes))
+    return results
 
 
-def _method(row: Mapping, tuned_steps: Mapping[tuple, int]) -> str:
-    """Return the method of a run. tuned_steps: see `_tuned_steps`."""
-    n_files = len(transfer_analysis.learned_files(row))
+def _method(row: Mapping, tuned_steps: Mapping[tuple, _Steps]) -> str:
+    """Return the method of a run, "" for a run that is left out. tuned_steps: `_tuned_steps`."""
+    size, *files = transfer_analysis.size_and_files(row)
+    steps = tuned_steps[tuple(files)]
+    n_files, is_equal = len(files), row["steps"] == steps.compared[size]
     if run_selection.is_finetuned(row):
-        return TUNED if n_files == 1 else TUNED_ON_ALL
+        return "" if not is_equal else TUNED if n_files == 1 else TUNED_ON_ALL
     if n_files > 1:
-        return SCRATCH_ON_ALL
-    is_longer = row["steps"] > tuned_steps.get(transfer_analysis.size_and_files(row), row["steps"])
-    return TOTAL_FLOPS if is_longer else SCRATCH
+        return SCRATCH_ON_ALL if is_equal else ""
+    if is_equal:
+        return SCRATCH
+    is_longer = row["steps"] > steps.compared[size] and row["steps"] not in steps.tuned
+    return TOTAL_FLOPS if is_longer else ""
 
 
-def _best_by_seed(rows: Sequence[Mapping]) -> list[Mapping]:
-    """Return the run of each seed with the lowest held-out loss, of those with the most text."""
+def _best_runs(rows: Sequence[Mapping]) -> list[Mapping]:
+    """Return one run per seed, of those with the most text, with the best learning rate."""
     n_tokens = max(row.get("unique_tokens", 0) for row in rows)
-    best: dict[int, Mapping] = {}
+    by_seed: dict[int, dict[float, Mapping]] = {}
     for row in sorted(rows, key=_held_out_loss):
         if row.get("unique_tokens", 0) == n_tokens:
-            best.setdefault(row["seed"], row)
-    return list(best.values())
+            rate = float(f"{row['optim.lr']:.{LR_DIGITS}g}")
+            by_seed.setdefault(row["seed"], {}).setdefault(rate, row)
+    common = set.intersection(*(set(by_rate) for by_rate in by_seed.values()))
+    if not common:
+        return [next(iter(by_rate.values())) for by_rate in by_seed.values()]
+
+    def mean_loss(rate: float) -> float:
+        return float(np.mean([_held_out_loss(by_rate[rate]) for by_rate in by_seed.values()]))
+
+    best = min(sorted(common), key=mean_loss)
+    return [by_rate[best] for by_rate in by_seed.values()]
 
 
 def _held_out_loss(row: Mapping) -> float:

@@ -53,6 +53,20 @@ def test_branches_of_a_trunk_count_as_one_run():
     assert np.allclose(np.abs(repeated.coefficients_JT), np.abs(single.coefficients_JT))
 
 
+def test_seeds_of_few_sizes_do_not_show_whether_the_form_fits():
+    scores = simulate(2, 4.0)[0]
+    for sizes, n in (([1, 1, 1, 1, 2, 2, 2, 2, 2], 2), ([1, 1, 1, 2, 2, 2, 3, 3, 3], 3)):
+        with pytest.raises(ValueError, match=f"^{n} independent runs .* at least 4 runs"):
+            score_regression.fit_scores(
+                LOSSES[:, None], scores, tuple("abcdefghi"), FAMILIES, sizes=sizes
+            )
+    enough = [1, 1, 1, 2, 2, 2, 3, 3, 4]
+    few = score_regression.fit_scores(
+        LOSSES[:, None], scores, tuple("abcdefghi"), FAMILIES, sizes=enough
+    )
+    assert np.array_equal(few.variances_T, fit(scores).variances_T)
+
+
 def test_shared_errors_widen_the_mean_of_the_scores():
     rng = np.random.default_rng(3)
     shared = rng.standard_normal((len(LOSSES), 1)) + 0.3 * rng.standard_normal((9, N_TASKS))

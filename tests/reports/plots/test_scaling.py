@@ -293,6 +293,11 @@ def test_tasks_of_fine_tuned_runs_are_not_averaged_with_those_from_scratch(ladde
     assert run_selection.select_task_runs(rows).rows == all_tuned
     caption = " ".join(task_accuracy.accuracy_vs_size(rows).get_supxlabel().split())
     assert "n = 7 runs" in caption and "Only fine-tuned runs." in caption
+    prompts = [row | {"data.loss_on": "answers"} for row in rows]
+    longer = prompts[0] | {"tokens": 6 * prompts[0]["tokens"]}  # for equal total FLOPs
+    assert not run_selection.is_finetuned(longer)
+    selected = run_selection.select_task_runs([longer, *prompts]).rows
+    assert [row["name"] for row in selected] == [row["name"] for row in all_tuned]
     untested = {k: v for k, v in tuned.items() if not k.startswith("eval.task")}
     assert run_selection.select_task_runs([*scratch, untested]).rows == [*scratch, untested]
     branch = tuned | {"start.restore": "full_state"}

@@ -178,6 +178,32 @@ def test_tasks_with_equal_labels_are_not_mixed(other):
     assert len({p["task"] for p in points}) == 3
 
 
+def test_runs_with_another_number_of_steps_are_not_compared():
+    """Twice the steps at one size are left out there, with both methods, and are no FLOPs arm."""
+    double = [prompt_row(16000, 30.0, "p/parent", 200), prompt_row(16000, 29.0, steps=200)]
+    double = [row | {"eval.loss": 1.0} for row in double]
+    points = pretraining_gain.task_scores(rows())
+    for added in (double, double[:1], [double[0] | {"status": "running"}, double[1]]):
+        assert pretraining_gain.task_scores([*rows(), *added]) == points
+    only_double = [row for row in rows() if row["params.non_embedding"] != 16000] + double
+    largest = [p for p in pretraining_gain.task_scores(only_double) if p["size"] == 16000]
+    assert [p["value"] for p in largest] == [30, 29]  # the only number of steps of this size
+
+
+def test_all_seeds_of_a_size_have_one_learning_rate():
+    def seeds(losses_by_rate, seed):
+        columns = [{"eval.loss": y, "optim.lr": x, "seed": seed} for x, y in losses_by_rate]
+        return [prompt_row(1000, 100 * c["optim.lr"], columns=c) for c in columns]
+
+    runs = [*seeds([(0.02, 2.0), (0.04, 1.9)], 0), *seeds([(0.0200000001, 2.1)], 1)]
+    (point,) = pretraining_gain.task_scores(runs)
+    assert (point["lr"], point["n_runs"]) == (pytest.approx(0.02), 2)
+    (point,) = pretraining_gain.task_scores([*runs, *seeds([(0.04, 2.3)], 1)])
+    assert point["lr"] == pytest.approx(0.02)  # mean losses 2.05 and 2.1
+    (point,) = pretraining_gain.task_scores([*runs[:2], *seeds([(0.08, 2.3)], 1)])
+    assert point["lr"] == pytest.approx(0.06)  # no common rate
+
+
 @pytest.mark.parametrize("status", ["failed", None])
 def test_longer_run_from_scratch_needs_no_finished_tuned_run(status):
     """The tuned run has failed, or has not started."""

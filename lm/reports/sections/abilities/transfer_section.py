@@ -24,7 +24,8 @@ def transfer_gains(sweep: summary.SweepSummary) -> Markup:
     formats |= dict.fromkeys(pretraining_gain.METHODS, _format_score)
     note = (
         "BLEU of generated translations, else accuracy in percent, with one standard error over"
-        " test items and seeds. Each run has the learning rate with the lowest held-out loss. A"
+        " test items and seeds. The learning rate is that with the lowest mean held-out"
+        " loss over seeds. A"
         " gain pays from the smallest size at which it and the gain of each larger size are"
         " significant at 5%, corrected for the number of comparisons (a task and two methods)."
         " Seeds of any size determine the variance between seeds; without them, nothing is tested."
