@@ -3,7 +3,8 @@
 #
 #     sbatch configs/clusters/slurm.sh
 #
-# 90 seconds before the time limit and at preemption, SLURM sends USR1 and the run saves its state.
+# This file has never run on a cluster. 90 seconds before the time limit, SLURM sends USR1, and at
+# preemption TERM or USR1: the run then saves its state.
 # A status of 124 or more is a stall or a signal: the job is queued again and continues the run.
 # A sweep needs no script: see experiments.sweep --on=slurm.
 #SBATCH --job-name=pod-1B --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64
