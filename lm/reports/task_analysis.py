@@ -149,10 +149,15 @@ def noise_components(rows: Sequence[dict], task: str, evals: Mapping[str, Sequen
         steps, values = _last_accuracies(evals.get(row["name"], ()), task)
         if len(steps) > 2:
             deviations.append((values - np.polyval(np.polyfit(steps, values, 1), steps), 2))
-    replicates: dict[str, list[float]] = {}
+    replicates: dict[str, list[dict]] = {}
     for row in rows:
-        replicates.setdefault(_without_seed(row), []).append(task_results.task_value(row, task))
-    groups = [np.array(values) for values in replicates.values() if len(values) > 1]
+        replicates.setdefault(_without_seed(row), []).append(row)
+    # Two runs with one seed differ in something else, such as the text of their parents.
+    groups = [
+        np.array([task_results.task_value(row, task) for row in runs])
+        for runs in replicates.values()
+        if len({row.get("seed") for row in runs}) == len(runs) > 1
+    ]
     return {
         "sampling": float(np.sqrt(np.mean(np.square(errors)))),
         "checkpoint": _pooled_sd(deviations),

@@ -68,9 +68,10 @@ def finetune_pairs(
 
     Return a dict per size and amount that has both kinds of runs: {"size", "tokens" (value of x),
     "scratch", "tuned" (means of y), "gain", "gain_se"}. "gain" is scratch - tuned, positive if
-    pre-training helped. "gain_se" is the paired error of the loss on the same held-out text: see
-    `paired_errors.paired_difference`. Without its data, and for other columns, the standard errors
-    are added as if they were independent, which overestimates the error.
+    pre-training helped. "gain_se" contains the variance between seeds, and the paired error of the
+    loss on the same held-out text: see `paired_errors.paired_difference`. Without its data, and for
+    other columns, the standard errors are added as if they were independent, which overestimates
+    the error.
     """
     results = []
     finished = [row for row in rows if row["status"] == "done"]
@@ -85,7 +86,8 @@ def finetune_pairs(
             paired = paired_errors.paired_difference(scratch_runs, tuned_runs)
             gain_se = float(np.hypot(scratch_se, tuned_se))
             if paired is not None and y == records.LOSS:
-                gain_se = paired[1]
+                losses = [[row[y] for row in group] for group in (scratch_runs, tuned_runs)]
+                gain_se = float(np.sqrt(paired[1] ** 2 + sum(map(_seed_variance, losses))))
             results.append(pair | {"gain": scratch - tuned, "gain_se": gain_se})
     return results
 
@@ -168,8 +170,12 @@ def _mean_of_seeds(values: np.ndarray, errors: np.ndarray) -> tuple[float, float
     errors: sampling errors. All seeds have the same examples or text, so that a mean over them has
     the same sampling error as one of them. The variance between seeds is divided by their number.
     """
-    variance = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
-    return float(values.mean()), float(np.sqrt((errors**2).mean() + variance))
+    return float(values.mean()), float(np.sqrt((errors**2).mean() + _seed_variance(values)))
+
+
+def _seed_variance(values: Sequence[float] | np.ndarray) -> float:
+    """Return the variance of a mean over seeds, 0 for one seed."""
+    return float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
 
 
 def forgetting(rows: Sequence[Mapping]) -> list[dict]:
@@ -223,8 +229,8 @@ def task_quality(rows: Sequence[Mapping], metric: str = "bits_per_byte") -> list
     """
     points = []
     finished = [row for row in rows if row["status"] == "done"]
-    tuned = [row for row in finished if run_selection.is_finetuned(row)]
-    # The last run of a key counts: the longest.
+    tuned = [row for row in rows if run_selection.is_finetuned(row) and learned(row)]
+    # The last run of a key counts: the longest. It need not be done.
     tuned_steps = {
         size_and_files(row): row["steps"] for row in sorted(tuned, key=lambda row: row["steps"])
     }
@@ -273,7 +279,7 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
     points: dict[tuple, dict] = {}
     finished = [row for row in rows if row["status"] == "done" and task_results.task_names([row])]
     # The last tuned run of a size and task counts: of those with the most examples, the best.
-    for row in sorted(finished, key=lambda row: (row["unique_tokens"], -row[records.LOSS])):
+    for row in sorted(finished, key=lambda row: (row["unique_tokens"], -_loss(row))):
         key = row[records.N_PARAMS], learned(row)
         siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
         scratch_runs = [sibling for sibling in siblings if not run_selection.is_finetuned(sibling)]
@@ -282,6 +288,11 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
             point = _compute_saved(row, evals[row["name"]], evals[longest["name"]])
             points[point["size"], point["task"]] = point
     return list(points.values())
+
+
+def _loss(row: Mapping) -> float:
+    """Return the held-out loss of a run, infinity if it has none."""
+    return row[records.LOSS] if records.is_finite(row.get(records.LOSS)) else np.inf
 
 
 def _compute_saved(row: Mapping, tuned_evals, scratch_evals) -> dict:

@@ -99,6 +99,12 @@ def test_gain_of_fine_tuning_has_the_paired_error(runs):
     scratch, tuned = runs[0], {**runs[1], "start.run": "parent"}
     (pair,) = transfer_analysis.finetune_pairs([scratch, tuned])
     assert pair["gain"] == pytest.approx(0.1, abs=0.01) and pair["gain_se"] < 0.002
+    seeds = [
+        scratch,
+        {**scratch, "seed": 1, "name": "other", "eval.loss": scratch["eval.loss"] + 0.2},
+    ]
+    (two_seeds,) = transfer_analysis.finetune_pairs([*seeds, tuned])
+    assert two_seeds["gain_se"] >= (0.2**2 / 4) ** 0.5
     (unpaired,) = transfer_analysis.finetune_pairs([{**scratch, "dir": ""}, tuned])
     assert unpaired["gain_se"] == pytest.approx(0.1 * 2**0.5)
 

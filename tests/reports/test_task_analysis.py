@@ -41,7 +41,8 @@ def test_verdict_matches_the_accuracies_of_the_ladder(accuracies, verdict):
 
 def test_seed_noise_uses_runs_that_differ_only_in_seed():
     assert task_analysis.task_verdicts(rows([0.4, 0.6, 0.8]))[0]["seed"] is None
-    two_seeds = rows([0.4, 0.6, 0.8]) + rows([0.5, 0.6, 0.8])
+    two_seeds = [row | {"seed": 0} for row in rows([0.4, 0.6, 0.8])]
+    two_seeds += [row | {"seed": 1} for row in rows([0.5, 0.6, 0.8])]
     verdict = task_analysis.task_verdicts(two_seeds)[0]
     assert verdict["seed"] == pytest.approx((0.1**2 / 2 / 3) ** 0.5)
     assert verdict["noise"] == pytest.approx(np.hypot(verdict["seed"], verdict["sampling"]))
@@ -52,6 +53,8 @@ def test_seed_noise_uses_runs_that_differ_only_in_seed():
     assert task_analysis.task_verdicts(parents)[0]["seed"] == pytest.approx(verdict["seed"])
     other_parents = [row | {"parent.flops": i // 3} for i, row in enumerate(parents)]
     assert task_analysis.task_verdicts(other_parents)[0]["seed"] is None
+    same_seed = [row | {"seed": 0} for row in parents]
+    assert task_analysis.task_verdicts(same_seed)[0]["seed"] is None
     other_config = [row | {"optim.lr": 0.1} for row in two_seeds[3:]]
     assert task_analysis.task_verdicts(two_seeds[:3] + other_config)[0]["seed"] is None
 

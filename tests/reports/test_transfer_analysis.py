@@ -145,6 +145,8 @@ def test_task_quality_names_the_training_method():
     double = [specialist(1000, 1000, method, 0.5, 900) for method in ("tuned", "scratch")]
     points = transfer_analysis.task_quality([*double, *SPECIALISTS])
     assert [point["method"] for point in points[:2]] == ["tuned", "from scratch"]
+    points = transfer_analysis.task_quality([double[0] | {"status": "running"}, double[1]])
+    assert [point["method"] for point in points] == ["from scratch"]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,8 @@ def test_compute_saved_counts_to_an_equal_loss_from_scratch():
     assert point["is_loss_reached"] and point["pretraining_flops"] == 7e6
     (bound,) = transfer_analysis.compute_saved(SPECIALISTS[:3], EVALS)
     assert not bound["is_loss_reached"] and bound["flops_ratio"] == 2.0
+    lossless = [{k: v for k, v in general(1000).items() if k != "eval.loss"}]
+    assert transfer_analysis.compute_saved([*SPECIALISTS, *lossless], EVALS) == [point]
     worse = next(row for row in SPECIALISTS if row["name"] == "s/1000-1000-tuned-300")
     worse = worse | {"name": "worse", "eval.loss": 2.5}
     evals = EVALS | {"worse": [{"step": 40, "loss": 2.5}]}

@@ -20,7 +20,7 @@ Branches of a trunk run share most of their training, so the rows of a trunk hav
 run together. Legend: R runs, T tasks, K features, J features and the constant, B draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,14 +79,15 @@ def fit_scores(
     trunks: Sequence[str],
     families: Sequence[str],
     importance_R: np.ndarray | None = None,
-    sizes: Sequence[float] | None = None,
+    groups: Sequence[Hashable] | None = None,
 ) -> ScoreRegression:
     """Fit the scores of all tasks.
 
     scores_RT: fractions. trunks: trunk run of each run, or its own name. families: family of each
-    task. importance_R: weights of the runs, 1 by default. sizes: size of each run; by default, all
-    trunk runs differ in size. Raises ValueError if the trunk runs, or their sizes, are fewer than
-    the coefficients and MIN_DEGREES: several seeds of two sizes do not show whether the form fits.
+    task. importance_R: weights of the runs, 1 by default. groups: size and tokens of each run, so
+    that the seeds of a group are equal; by default, all runs differ. Raises ValueError if there are
+    fewer independent runs than coefficients and MIN_DEGREES: branches of a trunk run are not
+    independent, and several seeds of two sizes do not show whether the form fits.
     """
     weights_R = 1 / np.array([list(trunks).count(name) for name in trunks], float)
     if importance_R is not None:
@@ -96,8 +97,9 @@ def fit_scores(
     center_K = np.average(varied_RK, axis=0, weights=weights_R)
     n_coefficients = 1 + varied_RK.shape[1]
     degrees = float(weights_R.sum()) - n_coefficients
-    n_independent = float(weights_R.sum()) if sizes is None else len(set(sizes))
-    n_independent = min(n_independent, float(weights_R.sum()))
+    n_independent = min(
+        float(weights_R.sum()), _count_connected(trunks, groups or range(len(trunks)))
+    )
     if n_independent - n_coefficients < MIN_DEGREES - MIN_VARIATION or n_coefficients == 1:
         raise ValueError(
             f"{n_independent:.3g} independent runs do not determine {n_coefficients} coefficients"
@@ -127,6 +129,16 @@ def fit_scores(
         families_T,
         _correlations(standard_RT, families_T),
     )
+
+
+def _count_connected(trunks: Sequence[str], groups: Sequence[Hashable]) -> int:
+    """Return the number of sets of runs without a common trunk run and a common group."""
+    sets: list[set] = []
+    for trunk, group in zip(trunks, groups, strict=True):
+        joined = {("trunk", trunk), ("group", group)}
+        connected = [names for names in sets if names & joined]
+        sets = [names for names in sets if not names & joined] + [joined.union(*connected)]
+    return len(sets)
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:

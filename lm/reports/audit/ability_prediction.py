@@ -178,7 +178,7 @@ def _draw_scores(
                 scores_RT / scale_T,
                 trunks,
                 families,
-                sizes=[row[records.N_PARAMS] for row in used],
+                groups=[(row[records.N_PARAMS], row[records.TOKENS]) for row in used],
             )
         except ValueError as error:
             reasons |= dict.fromkeys(names, str(error))

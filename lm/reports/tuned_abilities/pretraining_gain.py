@@ -10,11 +10,11 @@ The methods of a run on conversations, of which it has one task or several:
     from scratch, from scratch on all tasks   from random weights, as many steps: equal FLOPs
     from scratch, total FLOPs                 with the FLOPs of pre-training and tuning together
 
-If the fine-tuned runs of a size have several numbers of steps, the number that most sizes have is
-used, and the larger one of two that equally many sizes have. Runs with another of these numbers are
-left out. Of several learning rates, the one with the lowest mean held-out loss is used, of those
-that all seeds of a size and method have. If the seeds have no common rate, each seed has its best
-one. Runs on fewer training examples of the task are left out.
+If the fine-tuned runs of a size have several numbers of steps, the number with the most seeds of
+all sizes is used. Runs with another of these numbers are left out, and runs of different steps are
+not compared, except for equal total FLOPs. Of several learning rates, the one with the lowest mean
+held-out loss is used, of those that all seeds of a size and method have. If the seeds have no
+common rate, each seed has its best one. Runs on fewer training examples of the task are left out.
 
 Scores are BLEU of generated translations, else accuracy in percent. The standard error of a mean
 over seeds contains the error of the test items, which all seeds share, and the variance between
@@ -64,8 +64,8 @@ def task_scores(rows: Sequence[Mapping], metric: str = "") -> list[dict]:
     metric: metric of the scores, such as bits_per_byte; by default BLEU of generated translations,
     and the accuracy in percent of other tasks. Return a list of {"task" (short name), "size",
     "method", "metric", "value", "se", "seed_degrees" (degrees of freedom of the variance between
-    seeds), "n_runs" (seeds), "lr" (mean learning rate), "baseline" (NaN if the metric has none),
-    "baseline_name"}.
+    seeds), "n_runs" (seeds), "lr" (mean learning rate), "steps", "baseline" (NaN if the metric has
+    none), "baseline_name"}.
     """
     tuned_rows = [row for row in rows if is_tuned_on_prompts(row)]
     steps = _tuned_steps(rows)
@@ -163,7 +163,11 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
     for task, size in dict.fromkeys((point["task"], point["size"]) for point in points):
         for method, other in COMPARISONS:
             pair = [by_key.get((task, size, name)) for name in (method, other)]
-            if pair[0] and pair[1]:
+            if (
+                pair[0]
+                and pair[1]
+                and (pair[0]["steps"] == pair[1]["steps"] or other == TOTAL_FLOPS)
+            ):
                 sign = -1 if pair[0]["metric"] == "bits_per_byte" else 1
                 effects.append(
                     {
@@ -261,7 +265,7 @@ def _digits(point: Mapping) -> int:
 
 
 class _Steps(NamedTuple):
-    """Numbers of steps of the runs on the same files. The runs need not be done."""
+    """Numbers of steps of the runs on the same files."""
 
     compared: dict[float, int]  # size -> steps of the runs that are compared
     tuned: frozenset[int]  # all numbers of the fine-tuned runs
@@ -270,28 +274,33 @@ class _Steps(NamedTuple):
 def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, _Steps]:
     """Return {files: numbers of steps} of the runs on conversations.
 
-    Without fine-tuned runs of a size, its shortest run from scratch has their steps.
+    Fine-tuned runs that are not done count for sizes without others. Without fine-tuned runs of a
+    size, its shortest run from scratch has their steps.
     """
-    tuned: dict[tuple, dict[float, set[int]]] = {}
-    scratch: dict[tuple, dict[float, int]] = {}
+    by_files: dict[tuple, list[Mapping]] = {}
     for row in rows:
-        if row.get("data.loss_on") != "answers":
-            continue
-        size, *files = transfer_analysis.size_and_files(row)
-        if run_selection.is_finetuned(row):
-            tuned.setdefault(tuple(files), {}).setdefault(size, set()).add(row["steps"])
+        if row.get("data.loss_on") == "answers":
+            by_files.setdefault(transfer_analysis.size_and_files(row)[1:], []).append(row)
+    return {files: _steps_of_files(runs) for files, runs in by_files.items()}
+
+
+def _steps_of_files(rows: Sequence[Mapping]) -> _Steps:
+    """Return the numbers of steps of runs on the same files."""
+    tuned = [row for row in rows if run_selection.is_finetuned(row)]
+    done = [row for row in tuned if row["status"] == "done"]
+    n_runs = collections.Counter(row["steps"] for row in done)
+    seeds = {(row["steps"], row[records.N_PARAMS], row["seed"]) for row in done}
+    n_seeds = collections.Counter(steps for steps, _, _ in seeds)  # over all sizes
+    compared = {}
+    for size in {row[records.N_PARAMS] for row in rows}:
+        of_size = [
+            [r["steps"] for r in runs if r[records.N_PARAMS] == size] for runs in (done, tuned)
+        ]
+        if numbers := of_size[0] or of_size[1]:
+            compared[size] = max(numbers, key=lambda n: (n_seeds[n], n_runs[n], n))
         else:
-            shortest = scratch.setdefault(tuple(files), {})
-            shortest[size] = min(shortest.get(size, row["steps"]), row["steps"])
-    results = {}
-    for files in tuned.keys() | scratch.keys():
-        by_size = tuned.get(files, {})
-        n_sizes = collections.Counter(n for numbers in by_size.values() for n in numbers)
-        compared = scratch.get(files, {}) | {
-            size: max(numbers, key=lambda n: (n_sizes[n], n)) for size, numbers in by_size.items()
-        }
-        results[files] = _Steps(compared, frozenset(n_sizes))
-    return results
+            compared[size] = min(row["steps"] for row in rows if row[records.N_PARAMS] == size)
+    return _Steps(compared, frozenset(row["steps"] for row in tuned))
 
 
 def _method(row: Mapping, tuned_steps: Mapping[tuple, _Steps]) -> str:
@@ -369,6 +378,7 @@ def _score(task: str, size: float, method: str, runs: Sequence[Mapping], metric:
         "item_variance": float((errors**2).mean()),
         "n_runs": len(values),
         "lr": float(np.mean([run["optim.lr"] for run in runs])),
+        "steps": runs[0]["steps"],
         "baseline": scale * baseline,
         "baseline_name": name,
     }

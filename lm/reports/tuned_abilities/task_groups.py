@@ -55,6 +55,7 @@ def _mean_point(name: str, points: Sequence[Mapping]) -> dict:
         "se": float(np.sqrt(np.sum([point["se"] ** 2 for point in points])) / len(points)),
         "seed_degrees": min(point["seed_degrees"] for point in points),
         "n_runs": min(point["n_runs"] for point in points),
+        "steps": max(point["steps"] for point in points),
         "baseline": float(np.mean([point["baseline"] for point in points])),
         "baseline_name": names.pop() if len(names) == 1 else "best baselines",
     }

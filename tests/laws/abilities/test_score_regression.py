@@ -58,13 +58,21 @@ def test_seeds_of_few_sizes_do_not_show_whether_the_form_fits():
     for sizes, n in (([1, 1, 1, 1, 2, 2, 2, 2, 2], 2), ([1, 1, 1, 2, 2, 2, 3, 3, 3], 3)):
         with pytest.raises(ValueError, match=f"^{n} independent runs .* at least 4 runs"):
             score_regression.fit_scores(
-                LOSSES[:, None], scores, tuple("abcdefghi"), FAMILIES, sizes=sizes
+                LOSSES[:, None], scores, tuple("abcdefghi"), FAMILIES, groups=sizes
             )
     enough = [1, 1, 1, 2, 2, 2, 3, 3, 4]
     few = score_regression.fit_scores(
-        LOSSES[:, None], scores, tuple("abcdefghi"), FAMILIES, sizes=enough
+        LOSSES[:, None], scores, tuple("abcdefghi"), FAMILIES, groups=enough
     )
     assert np.array_equal(few.variances_T, fit(scores).variances_T)
+    branches = (
+        list("aabbccdee"),
+        [(1, 1), (1, 2), (1, 1), (1, 2), (2, 1), (2, 2), (2, 2), (3, 1), (3, 2)],
+    )
+    with pytest.raises(ValueError, match="^3 independent runs"):  # two seeds of 1 and 2, one of 3
+        score_regression.fit_scores(
+            LOSSES[:, None], scores, branches[0], FAMILIES, groups=branches[1]
+        )
 
 
 def test_shared_errors_widen_the_mean_of_the_scores():

@@ -185,6 +185,17 @@ def test_runs_with_another_number_of_steps_are_not_compared():
     points = pretraining_gain.task_scores(rows())
     for added in (double, double[:1], [double[0] | {"status": "running"}, double[1]]):
         assert pretraining_gain.task_scores([*rows(), *added]) == points
+    assert (
+        pretraining_gain.task_scores([*rows(), *[row | {"status": "failed"} for row in double]])
+        == points
+    )
+    twice = [row | {"steps": 200} for row in rows() if row["steps"] == 100]
+    second = [row | {"seed": 1} for row in rows() if row["steps"] == 100]
+    scores = pretraining_gain.task_scores([*rows(), *twice, *second])
+    assert {p["n_runs"] for p in scores if p["method"] != pretraining_gain.TOTAL_FLOPS} == {2}
+    on_all = [prompt_row(n, 9.0, "p/q", sources=("chat:a", "chat:b")) for n in SIZES]
+    scores = pretraining_gain.task_scores([*twice, *on_all])
+    assert {effect["method"] for effect in pretraining_gain.compare_methods(scores)} == {"tuned"}
     only_double = [row for row in rows() if row["params.non_embedding"] != 16000] + double
     largest = [p for p in pretraining_gain.task_scores(only_double) if p["size"] == 16000]
     assert [p["value"] for p in largest] == [30, 29]  # the only number of steps of this size
