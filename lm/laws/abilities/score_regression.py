@@ -135,9 +135,9 @@ def _count_connected(trunks: Sequence[str], groups: Sequence[Hashable]) -> int:
     """Return the number of sets of runs without a common trunk run and a common group."""
     sets: list[set] = []
     for trunk, group in zip(trunks, groups, strict=True):
-        joined = {("trunk", trunk), ("group", group)}
-        connected = [names for names in sets if names & joined]
-        sets = [names for names in sets if not names & joined] + [joined.union(*connected)]
+        names = {("trunk", trunk), ("group", group)}
+        connected = [other for other in sets if other & names]
+        sets = [other for other in sets if not other & names] + [names.union(*connected)]
     return len(sets)
 
 
