@@ -28,8 +28,8 @@ Models of the part prompts are tested on held-out items, on the third of the INS
 which the tuning does not have, and on UNSEEN kinds of tasks. Of the folder instructions, the tests
 are the tasks with few different answers, of which the model chooses the most probable one. Runs of
 the parts long, double and specialists stop when their held-out loss rises. All parts but prompts
-use the weights with the lowest held-out loss.
-lm/reports/transfer_analysis.py compares the runs.
+use the weights with the lowest held-out loss. lm/reports/tuned_abilities/pretraining_gain.py
+compares the runs.
 
 Hardware and time: a tuning run of STEPS has a fifth of the FLOPs of its pre-training: 4 minutes at
 60K and 11 minutes at 1M on one busy CPU core. All parts of a size with three seeds have about

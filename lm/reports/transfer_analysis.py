@@ -279,7 +279,7 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
     points: dict[tuple, dict] = {}
     finished = [row for row in rows if row["status"] == "done" and task_results.task_names([row])]
     # The last tuned run of a size and task counts: of those with the most examples, the best.
-    for row in sorted(finished, key=lambda row: (row["unique_tokens"], -_loss(row))):
+    for row in sorted(finished, key=lambda row: (row["unique_tokens"], -held_out_loss(row))):
         key = row[records.N_PARAMS], learned(row)
         siblings = [r for r in finished if (r[records.N_PARAMS], learned(r)) == key]
         scratch_runs = [sibling for sibling in siblings if not run_selection.is_finetuned(sibling)]
@@ -290,8 +290,8 @@ def compute_saved(rows: Sequence[Mapping], evals: Mapping[str, Sequence[Mapping]
     return list(points.values())
 
 
-def _loss(row: Mapping) -> float:
-    """Return the held-out loss of a run, infinity if it has none."""
+def held_out_loss(row: Mapping) -> float:
+    """Return the held-out loss of a run, infinity if it has no finite loss."""
     return row[records.LOSS] if records.is_finite(row.get(records.LOSS)) else np.inf
 
 

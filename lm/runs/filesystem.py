@@ -171,7 +171,7 @@ def read_lines(path: Path) -> list[str]:
     parts to that object at the same time.
     """
     if not is_remote(path):
-        return _split_lines(_read_compressed(path) + _text_or_empty(path))
+        return [*_split_lines(_read_compressed(path)), *_split_lines(_text_or_empty(path))]
     names = sorted(list_dir(_parts_dir(path)))
     with concurrent.futures.ThreadPoolExecutor(N_READERS) as pool:
         parts = list(pool.map(_text_or_empty, names))

@@ -132,7 +132,7 @@ def fit_scores(
 
 
 def _count_connected(trunks: Sequence[str], groups: Sequence[Hashable]) -> int:
-    """Return the number of sets of runs without a common trunk run and a common group."""
+    """Return the number of sets of runs that share no trunk run and no group."""
     sets: list[set] = []
     for trunk, group in zip(trunks, groups, strict=True):
         names = {("trunk", trunk), ("group", group)}

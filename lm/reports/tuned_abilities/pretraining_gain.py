@@ -163,11 +163,9 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
     for task, size in dict.fromkeys((point["task"], point["size"]) for point in points):
         for method, other in COMPARISONS:
             pair = [by_key.get((task, size, name)) for name in (method, other)]
-            if (
-                pair[0]
-                and pair[1]
-                and (pair[0]["steps"] == pair[1]["steps"] or other == TOTAL_FLOPS)
-            ):
+            if not (pair[0] and pair[1]):
+                continue
+            if pair[0]["steps"] == pair[1]["steps"] or other == TOTAL_FLOPS:
                 sign = -1 if pair[0]["metric"] == "bits_per_byte" else 1
                 effects.append(
                     {
@@ -322,7 +320,7 @@ def _best_runs(rows: Sequence[Mapping]) -> list[Mapping]:
     """Return one run per seed, of those with the most text, with the best learning rate."""
     n_tokens = max(row.get("unique_tokens", 0) for row in rows)
     by_seed: dict[int, dict[float, Mapping]] = {}
-    for row in sorted(rows, key=_held_out_loss):
+    for row in sorted(rows, key=transfer_analysis.held_out_loss):
         if row.get("unique_tokens", 0) == n_tokens:
             rate = float(f"{row['optim.lr']:.{LR_DIGITS}g}")
             by_seed.setdefault(row["seed"], {}).setdefault(rate, row)
@@ -331,16 +329,14 @@ def _best_runs(rows: Sequence[Mapping]) -> list[Mapping]:
         return [next(iter(by_rate.values())) for by_rate in by_seed.values()]
 
     def mean_loss(rate: float) -> float:
-        return float(np.mean([_held_out_loss(by_rate[rate]) for by_rate in by_seed.values()]))
+        return float(
+            np.mean(
+                [transfer_analysis.held_out_loss(by_rate[rate]) for by_rate in by_seed.values()]
+            )
+        )
 
     best = min(sorted(common), key=mean_loss)
     return [by_rate[best] for by_rate in by_seed.values()]
-
-
-def _held_out_loss(row: Mapping) -> float:
-    """Return the held-out loss of a run, infinity if it has no finite loss."""
-    loss = row.get(records.LOSS)
-    return loss if records.is_finite(loss) else np.inf
 
 
 def _order(task: str, size: float, method: str) -> tuple:
