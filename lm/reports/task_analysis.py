@@ -74,7 +74,7 @@ def _verdict(
     components = noise_components(evaluated, task, evals)
     training_noise = max(components["checkpoint"] or 0.0, components["seed"] or 0.0)
     noise = max(float(np.hypot(components["sampling"], training_noise)), 1e-9)
-    signal = float(np.std(means))
+    signal = float(np.std(means)) if np.ptp(means) else 0.0  # without an error of rounding
     metric = task_results.baseline_metric(evaluated[-1], task)
     baseline_name, baseline = task_results.best_baseline(evaluated[-1], task, metric)
     scores = _means(groups, task, metric)

@@ -129,7 +129,7 @@ def test_abilities_follows_the_tasks_of_a_sweep(tmp_path, monkeypatch):
     laws, abilities, metrics, emergence = html_tables(outputs)
     assert "acc(L) = " in laws and "is at chance" in laws
     assert "stored no predicted abilities" in abilities
-    assert "p_right" in metrics and "predictable from" in metrics
+    assert "probability of the correct answer" in metrics and "predictable from" in metrics
     assert "p^k" in emergence and "before p 0." in text
 
 
