@@ -17,12 +17,13 @@ all positions. On a shared machine, compare the best steps: other processes slow
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from absl import flags
 
@@ -171,10 +172,11 @@ def serve_timings(run: schema.Run) -> int:
     training = compile_training(run)
     from lm.parallel import mesh
 
-    training.call()
+    training.call(1)
     print(json.dumps({"now": time.time()}), flush=True)
+    call = functools.partial(training.call, training.steps_per_call)
     for line in sys.stdin:
-        answer = interleaved.timed(training.call, int(line), training.steps_per_call)
+        answer = interleaved.timed(call, int(line), training.steps_per_call)
         mesh.peak_flops_per_second.cache_clear()
         answer["peak"] = mesh.peak_flops_per_second(training.device_mesh, "float32")
         print(json.dumps(answer), flush=True)
@@ -188,13 +190,14 @@ def profile_step(run: schema.Run, n_calls: int = 2) -> dict:
     from experiments.benchmarks import trace_breakdown
 
     training = compile_training(run)
-    training.call()
+    call = functools.partial(training.call, training.steps_per_call)
+    call()
     n_steps = n_calls * training.steps_per_call
     with jax.profiler.trace(_PROFILE.value):
-        answer = interleaved.timed(training.call, n_steps, training.steps_per_call)
+        answer = interleaved.timed(call, n_steps, training.steps_per_call)
     seconds = training.steps_per_call * sum(answer["seconds"])
     shares = trace_breakdown.time_shares(
-        _PROFILE.value, training.hlo, seconds, training.device_mesh.size
+        _PROFILE.value, training.hlo(), seconds, training.device_mesh.size
     )
     step_ms = round(1e3 * seconds / n_steps, 2)
     return {"step_ms": step_ms} | {part: round(share, 3) for part, share in shares.items()}
@@ -204,18 +207,22 @@ class CompiledTraining(NamedTuple):
     """The compiled train step of a run with its state."""
 
     device_mesh: Any
-    hlo: str  # text of the compiled program
-    call: Callable[[], None]  # trains steps_per_call steps, as lm/training/loop.py does
-    steps_per_call: int
+    hlo: Callable[[], str]  # returns the text of the compiled program
+    call: Callable[[int], None]  # trains this number of steps, as lm/training/loop.py does
+    steps_per_call: int  # largest number of steps of a call
 
 
 def compile_training(run: schema.Run) -> CompiledTraining:
-    """Compile the train step of a run, and initialize its state. Batches are random tokens."""
+    """Compile the train step of a run, and initialize its state, as lm/training/loop.py does.
+
+    Batches are random tokens.
+    """
     import jax
     import numpy as np
 
     from lm.parallel import mesh
     from lm.training import loop, step
+    from lm.training.programs import compilation
 
     mesh.initialize_devices()
     device_mesh = mesh.make_mesh(run.mesh)
@@ -226,15 +233,17 @@ def compile_training(run: schema.Run) -> CompiledTraining:
     tokens = np.random.default_rng(0).integers(run.model.vocab_size, size=shape, dtype=np.int32)
     with jax.set_mesh(device_mesh):
         batch = mesh.put_batch(device_mesh, {"tokens": tokens})
-        compiled = loop.lower_steps(program, size).compile()
-        train_steps, state = loop.make_steps_call(program, compiled, size), program.init(0)
+        lowered = {run.data.batch_size: loop.lower_steps(program, size)}
+        compiled, _, init = compilation.compile_all(program, lowered, is_fresh=True)
+        steps = cast(jax.stages.Compiled, compiled[run.data.batch_size])
+        train_steps, state = loop.make_steps_call(program, steps, size), init(0)
 
-    def call() -> None:
+    def call(n_steps: int) -> None:
         nonlocal state
-        state, metrics = train_steps(state, [batch] * size)
+        state, metrics = train_steps(state, [batch] * n_steps)
         jax.block_until_ready(metrics)
 
-    return CompiledTraining(device_mesh, compiled.as_text() or "", call, size)
+    return CompiledTraining(device_mesh, lambda: steps.as_text() or "", call, size)
 
 
 def _set_field(run: schema.Run, name: str, text: str) -> None:
