@@ -117,6 +117,7 @@ def test_first_tokens_follow_the_filtered_softmax(params):
 GPT2 = {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [GPT2 | {"learned_positions": CONTEXT}, small_model.VARIANT])
 def test_other_positions_and_windows_work_with_the_cache(fields):
     model = dataclasses.replace(MODEL, **fields)

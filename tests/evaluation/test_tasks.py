@@ -268,6 +268,7 @@ def test_error_names_the_invalid_line(tmp_path, line, message):
     assert message in str(error.value) and "test.jsonl" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED_TASKS.exists(), reason="the real task files are missing")
 def test_real_task_files_load():
     loaded = []

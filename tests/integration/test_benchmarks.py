@@ -233,6 +233,7 @@ Path(sys.argv[3]).write_text(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_outcome_of_tests_names_the_first_failure(tmp_path):
     """A process without threads runs the cases, because each case forks a child."""
     root, output = toy_tree(tmp_path, ""), tmp_path / "results.json"

@@ -40,6 +40,7 @@ def check_restored(run: schema.Run, step: int) -> None:
     np.testing.assert_array_equal(restored.state["params"]["w"], STATE["params"]["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failure", [failing_bucket.refuse, failing_bucket.delay], ids=["refuse", "delay"]
 )
@@ -50,6 +51,7 @@ def test_save_survives_failed_uploads(run, monkeypatch, failure):
     check_restored(run, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failure",
     [failing_bucket.refuse, failing_bucket.truncate, failing_bucket.delay],
@@ -63,6 +65,7 @@ def test_restore_survives_failed_downloads(run, monkeypatch, failure):
     assert failed
 
 
+@pytest.mark.slow
 def test_truncated_object_is_a_damaged_checkpoint(run):
     save(run, 3, 6)
     for name in simulated_bucket.STORE.names("bucket/runs/tiny/checkpoints/6/state/"):
@@ -74,6 +77,7 @@ def test_truncated_object_is_a_damaged_checkpoint(run):
     assert restored.step == 3 and "checkpoint 6 is damaged" in restored.damage[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TimeoutError("timed out")])
 def test_failed_upload_of_text_leaves_no_complete_copy(tiny, bucket, tmp_path, monkeypatch, error):
     """The next call uploads the text again, and another machine reads equal text."""
@@ -101,6 +105,7 @@ def test_failed_upload_of_text_leaves_no_complete_copy(tiny, bucket, tmp_path, m
     assert first.hash == second.hash
 
 
+@pytest.mark.slow
 def test_truncated_download_of_text_is_detected(tiny, bucket, tmp_path, monkeypatch):
     remote = dataclasses.replace(
         tiny.data, cache_dir="gs://bucket/data", local_cache_dir=str(tmp_path / "a")

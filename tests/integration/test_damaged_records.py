@@ -119,6 +119,7 @@ def replace(file: pathlib.Path, content: bytes | None) -> None:
 ALL_FILES = [f"b/{name}" for name in verified_sweep.RUN_FILES] + [*verified_sweep.SWEEP_FILES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_damaged_file_never_changes_a_number_silently(sweep, other_sweep, name, tmp_path):
     folder = shutil.copytree(sweep, tmp_path / "s")

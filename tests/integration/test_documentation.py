@@ -124,6 +124,7 @@ def small_folder(tmp_path, monkeypatch) -> pathlib.Path:
         del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_examples_of_readme_run_in_order(small_folder, monkeypatch):
     """Reports have no figures, which require most of their time: test_commands.py has them."""

@@ -67,6 +67,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_file_never_changes_the_restored_state(finished_run, damage, tmp_path):
     """Each file of the newest checkpoint is damaged once. A harmless damage may be ignored."""
@@ -184,6 +185,7 @@ def test_on_nonfinite_stop_ends_the_run(poisoned):
     assert events(poisoned)[-1] == "nonfinite"
 
 
+@pytest.mark.slow
 def test_on_nonfinite_skip_preserves_the_weights(poisoned):
     poisoned.optim.on_nonfinite = "skip"
     loop.train(poisoned)
@@ -193,6 +195,7 @@ def test_on_nonfinite_skip_preserves_the_weights(poisoned):
     assert all(np.isfinite(leaf).all() for leaf in params(poisoned))
 
 
+@pytest.mark.slow
 def test_on_nonfinite_rewind_skips_the_batches(poisoned):
     """The number of rewinds depends on the text. It may exceed MAX_REWINDS."""
     poisoned.optim.on_nonfinite = "rewind"

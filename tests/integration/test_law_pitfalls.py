@@ -96,6 +96,7 @@ def test_04_flat_objective_has_a_warning_or_an_error():
         power_laws.chinchilla(narrow[:3], **NAMES)
 
 
+@pytest.mark.slow
 def test_05_huber_delta_is_printed_and_changes_the_fit():
     narrow, wide = (
         power_laws.chinchilla(rows(), **NAMES, where=INCLUDED, delta=d, bootstrap=0)
@@ -183,6 +184,7 @@ def test_13_mean_of_a_falling_curve_has_a_bias():
     assert mean - last == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_14_curves_are_reduced_or_resampled_as_whole_runs():
     train = [row for row in rows("olmo-ladder") if row["split"] == "train"]
     finals = evaluation_curves.final_evaluations(train, ["c4_loss"], last=1)
@@ -269,6 +271,7 @@ def test_20_accuracy_is_bounded_and_chance_raises():
         downstream.accuracy_from_loss(small, **{**names, "chance": 0.35})
 
 
+@pytest.mark.slow
 def test_21_small_fit_error_does_not_extrapolate():
     ladder = rows("olmo-ladder")
     finals = evaluation_curves.final_evaluations(

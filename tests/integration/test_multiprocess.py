@@ -70,6 +70,7 @@ def losses(run: schema.Run) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in records.load_metrics(records.run_dir(run))}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_killed_processes_are_resumed_by_one_process(tiny):
     """One of two processes gets SIGKILL, then SIGTERM; then a single process finishes the run."""

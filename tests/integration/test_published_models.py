@@ -50,6 +50,7 @@ def evaluate(folder: pathlib.Path, *names: str, **options: str):
     return commands.run_command(folder, "evaluate", *arguments)
 
 
+@pytest.mark.slow
 def test_models_of_two_families_are_compared_in_bits_per_byte(models):
     names = ["neox-16", "olmo2-16", "neox-32", "olmo2-32"]
     tokens = json.dumps({"neox-16": 3e9, "neox-32": 3e9})
@@ -79,6 +80,7 @@ def test_models_of_two_families_are_compared_in_bits_per_byte(models):
     assert evals.stat().st_mtime_ns == modified
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_the_imported_model(models):
     """A run of the folder, read from its checkpoint, has the same loss on the same text."""
     folder = models / "imported"

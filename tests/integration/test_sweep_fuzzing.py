@@ -10,6 +10,8 @@ import io
 import random
 import re
 
+import pytest
+
 from experiments.common import cli
 from lm.config import field_names, schema, validation
 
@@ -192,6 +194,7 @@ def check_runs(runs: list[schema.Run]) -> None:
         validation.validate_run(run)
 
 
+@pytest.mark.slow
 def test_mutated_sweep_file_gives_runs_or_one_line(tmp_path):
     rng = random.Random(SEED)
     path = tmp_path / "fuzzed.py"

@@ -74,6 +74,7 @@ def test_every_example_has_a_diff():
     assert len(DIFFS) == len(EXAMPLES) == len(NAMES)
 
 
+@pytest.mark.slow
 def test_examples_run_after_their_diffs(changed_copy, tmp_path):
     code = check_location(changed_copy) + "\n".join(EXAMPLES)
     assert run_python(changed_copy, tmp_path, "-c", code) == ""

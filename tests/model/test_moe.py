@@ -282,6 +282,7 @@ def run(tiny) -> schema.Run:
     return tiny
 
 
+@pytest.mark.slow
 def test_step_changes_each_router_bias_by_its_rate(run):
     """Weight decay does not change the biases, and a mesh of experts gives the same update."""
     tokens = np.random.default_rng(0).integers(1, 256, (8, 33)).astype(np.int32)

@@ -63,6 +63,7 @@ def test_initialization_scales_with_width_and_depth():
     assert parametrization.logit_scale(shape) == 1 / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["name"])
 def test_step_sizes_follow_the_learning_rate_of_each_role(name):
     shape = dataclasses.replace(WIDE, parametrization="mup")

@@ -160,9 +160,9 @@ def test_chunked_loss_stores_the_logits_of_one_chunk():
     assert temporary_bytes(65, **fields, loss_chunks=8) < logits_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n_layers", "scan_unroll", "ratio"),
-    [pytest.param(2, 8, 0.8, marks=pytest.mark.slow), (6, 8, 0.5), (12, 1, 0.5)],
+    ("n_layers", "scan_unroll", "ratio"), [(2, 8, 0.8), (6, 8, 0.5), (12, 1, 0.5)]
 )
 def test_recomputation_reduces_memory_at_every_depth(n_layers, scan_unroll, ratio):
     none, elementwise, dots, full = (
@@ -173,6 +173,7 @@ def test_recomputation_reduces_memory_at_every_depth(n_layers, scan_unroll, rati
     assert elementwise < 0.9 * none
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"sliding_window": 4, "full_attention_interval": 2}])
 def test_elementwise_recomputation_supports_segments(params, tokens_BT, fields):
     """Layers with and without a window get their flag as an argument."""

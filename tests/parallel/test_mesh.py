@@ -52,6 +52,7 @@ def eight_devices(request) -> tuple[list[dict], str]:
     return [json.loads(line) for line in completed.stdout.splitlines()], completed.stderr
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_the_losses_of_one_device(eight_devices):
     (reference, *rows), _ = eight_devices
     assert len(rows) >= 8 and reference["values"][0] > reference["values"][4]

@@ -55,6 +55,7 @@ def exponents(text_file, tmp_path_factory):
     return change_exponents
 
 
+@pytest.mark.slow
 def test_changes_grow_with_width_except_under_mup(exponents):
     standard, mup = exponents("standard", width=96), exponents("mup", width=96)
     for part in ("attention", "mlp", "residual", "logits"):
@@ -62,6 +63,7 @@ def test_changes_grow_with_width_except_under_mup(exponents):
     assert all(-0.6 < slope < 0.1 for slope in mup.values()), mup
 
 
+@pytest.mark.slow
 def test_changes_grow_with_depth_except_under_completep(exponents):
     standard, completep = exponents("standard", depth=12), exponents("completep", depth=12)
     assert standard["residual"] > 0.35 > 0.15 > completep["residual"]

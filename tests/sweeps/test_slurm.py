@@ -191,6 +191,7 @@ def sweep(folder: pathlib.Path, *arguments: str, **env: str) -> subprocess.Compl
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_submission_uses_no_device_and_no_text(folder, cluster, monkeypatch):
     """JAX cannot start, and the mesh needs more devices than this machine has."""
     path = folder / "my sweep.py"

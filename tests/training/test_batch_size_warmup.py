@@ -40,6 +40,7 @@ def test_batches_are_consecutive_rows_of_the_mixture(warmed):
     assert text.epochs(8) == constant.epochs(11)
 
 
+@pytest.mark.slow
 def test_run_counts_tokens_and_resumes_exactly_in_each_stage(warmed):
     loop.train(warmed)
     rows = records.load_metrics(records.run_dir(warmed))

@@ -189,6 +189,7 @@ def test_loss_counts_only_targets_with_a_weight(tiny):
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"attend_across_documents": False}, {"packing": "continuation"}, {"packing": "documents"}],
@@ -492,6 +493,7 @@ def test_late_rows_are_written_after_the_next_dispatch(tiny, monkeypatch):
     assert result_files(tiny, "late") == result_files(tiny, "prompt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_nonfinite", ["stop", "rewind"])
 def test_late_rows_detect_a_nonfinite_loss_at_the_same_step(tiny, on_nonfinite, monkeypatch):
     """The step after the row was dispatched already; its result is dropped."""

@@ -97,13 +97,8 @@ def train_with_and_without_interrupt(run: schema.Run) -> schema.Run:
     return uninterrupted
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "adamw" else [])
-        for name in fields.choices(schema.Optimizer)["name"]
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["name"])
 def test_optimizer_trains_and_resumes_on_a_sharded_mesh(tiny, name):
     """AdamW is slow to test here and is a part of Muon, for the weights that are no matrices.
 

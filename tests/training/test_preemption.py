@@ -35,6 +35,7 @@ def test_first_signal_sets_stop_and_second_interrupts(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_stalled_process_exits_and_writes_its_stacks(tmp_path):
     script = IMPORTS + (
         "run_lock = lock.RunLock(sys.argv[1])\n"
@@ -68,6 +69,7 @@ def test_stalled_process_exits_while_its_disk_blocks(tmp_path):
     assert done.returncode == preemption.EXIT_STALLED and "stalled-1.txt" in done.stderr
 
 
+@pytest.mark.slow
 def test_cpu_time_of_a_long_call_is_progress(tmp_path):
     """A compilation may take longer than the limit. A call that only waits is a stall."""
     script = IMPORTS + (

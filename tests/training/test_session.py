@@ -229,6 +229,7 @@ def test_late_compilation_of_score_is_not_evaluation_time(tiny, monkeypatch):
     assert {name for name in phases if name.startswith("score")} == {"score in compile"}
 
 
+@pytest.mark.slow
 def test_runs_of_one_program_share_a_watchdog(tiny, progress_log):
     """The evaluations of all runs follow each other, so each must count for all."""
     runs = [dataclasses.replace(tiny, name=name, steps=2, seed=i) for i, name in enumerate("ab")]

@@ -113,6 +113,7 @@ def assert_weight_gradients(hlo: str, expected: str) -> None:
     assert set(re.findall(r"= (\w+)\[[\d,]+\]\S* all-gather\(", hlo)) == {"bf16"}
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_reduced_in_float32(tmp_path):
     run = make_run(HALF, optim__grad_accumulation_steps=2, model__loss_chunks=2)
     hlo = hlo_after_partitioning(lower_step(run, split_mesh(tensor=2)), tmp_path)
@@ -125,6 +126,7 @@ def test_gradient_dtype_selects_the_type_of_the_reduction(tmp_path):
     assert_weight_gradients(hlo, "bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
 def test_expert_gradients_are_reduced_in_float32(tmp_path, dispatch):
     fields = {"n_experts": 4, "d_expert": 6, "dispatch": dispatch}
@@ -217,6 +219,7 @@ def train_once(run: schema.Run, batch: dict) -> tuple[dict, dict]:
     return jax.device_get((state["params"], metrics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -224,7 +227,7 @@ def train_once(run: schema.Run, batch: dict) -> tuple[dict, dict]:
         {"load_balancing": "loss", "load_balancing_weight": 1.0, "dispatch": "capacity"},
     ],
 )
-@pytest.mark.parametrize("n_chunks", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("n_chunks", [1, 4])
 def test_padding_does_not_change_a_step(fields, n_chunks):
     """Padding has another token in the second batch: losses, metrics and weights are the same."""
     model = dataclasses.replace(EXPERTS, z_loss=0.1, router_z_loss=0.1, **fields)
@@ -244,6 +247,7 @@ def test_padding_does_not_change_a_step(fields, n_chunks):
     assert results[0][1]["experts.imbalance"] > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", ["", "embed,attention,norm,gate"])
 def test_frozen_weights_do_not_stop_the_router_biases(frozen):
     model = dataclasses.replace(EXPERTS, load_balancing="bias")
@@ -294,6 +298,7 @@ def losses_by_case(request) -> dict[tuple, np.ndarray]:
     return {(row["case"][0], *row["case"][1]): np.array(row["losses"]) for row in rows}
 
 
+@pytest.mark.slow
 def test_bfloat16_losses_are_near_float32_losses_on_any_mesh(losses_by_case):
     """The median relative difference over 50 steps is below 2e-3."""
     (single, *others), cases = list(losses_by_case), losses_by_case

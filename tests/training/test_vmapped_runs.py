@@ -87,6 +87,7 @@ def test_each_vmapped_run_has_its_own_records(single_and_vmapped):
         assert checkpoints.newest_checkpoint(run) == 12
 
 
+@pytest.mark.slow
 def test_vmapped_runs_report_their_evaluations(tiny):
     """The runs have no held-out text except the tasks, which they evaluate."""
     runs = variants(tiny, "tasks")[:2]
@@ -117,6 +118,7 @@ def test_other_runs_continue_after_one_diverges(single_and_vmapped, tiny):
         np.testing.assert_allclose(losses(single), losses(run), rtol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_stopped_vmapped_runs_resume_to_the_same_bits(single_and_vmapped, tiny):
     _, uninterrupted = single_and_vmapped
     runs = variants(tiny, "stopped")
@@ -138,6 +140,7 @@ def test_stopped_vmapped_runs_resume_to_the_same_bits(single_and_vmapped, tiny):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_runs_at_different_steps_are_trained_separately(tiny):
     """The first run diverges, so that only one of two vmapped runs remains: it trains alone."""
     runs = variants(tiny, "steps")
@@ -156,6 +159,7 @@ def test_runs_at_different_steps_are_trained_separately(tiny):
     assert [(f["devices.pack"], f["attempts"]) for f in facts] == [(2, 1), (1, 2), (1, 2)]
 
 
+@pytest.mark.slow
 def test_call_of_several_steps_equals_single_steps(tiny):
     single, several = (
         dataclasses.replace(tiny, name=f"calls/{size}", log_interval=6, steps_per_call=size)

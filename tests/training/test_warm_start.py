@@ -69,6 +69,7 @@ def test_fine_tuning_starts_with_the_final_loss_of_its_parent(trunk):
     assert max(losses(tuned)) == 4 and int(loaded_model.restore_model(tuned)[1]["step"]) == 4
 
 
+@pytest.mark.slow
 def test_fine_tuning_resumes_from_its_own_checkpoint(trunk):
     uninterrupted, interrupted = child(trunk, "uninterrupted"), child(trunk, "interrupted")
     for run in (uninterrupted, interrupted):

@@ -328,6 +328,7 @@ def test_forbidden_task_is_rejected_in_trained_sources(tmp_path):
     assert len(tokens.heldout(odd_tasks, 9))
 
 
+@pytest.mark.slow
 def test_real_instructions_do_not_contain_forbidden_tasks(tmp_path):
     if not SHARED.exists():
         pytest.skip("the shared instructions are missing")

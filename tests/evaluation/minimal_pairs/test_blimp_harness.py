@@ -38,6 +38,7 @@ def write_pairs(file: pathlib.Path) -> None:
     file.write_text("\n".join(lines))
 
 
+@pytest.mark.slow
 def test_accuracy_and_log_probabilities_equal_those_of_blimp(tmp_path):
     from lm_eval.tasks import TaskManager
 

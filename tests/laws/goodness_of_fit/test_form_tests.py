@@ -51,12 +51,14 @@ def fit_size(rows):
     return laws.power(rows, x="params", y="loss", bootstrap=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [(0.004, 0.001), (0, 0.004), (0.001, 0.002)])
 def test_branches_have_few_false_alarms(noise):
     fits = [fit_grid(branches(7, (10, 28, 80), seed, *noise)) for seed in range(8)]
     assert sum(bool(form_warnings(fit)) for fit in fits) <= 1
 
 
+@pytest.mark.slow
 def test_checkpoints_have_few_false_alarms():
     fits = [fit_size(checkpoints(seed)) for seed in range(40)]
     assert sum(bool(form_warnings(fit)) for fit in fits) <= 4

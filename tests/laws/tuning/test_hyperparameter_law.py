@@ -56,6 +56,7 @@ def test_constant_hyperparameters_are_not_fitted():
     assert "do not vary batch size and weight decay" in " ".join(law.warnings)
 
 
+@pytest.mark.slow
 def test_optimum_at_the_edge_of_the_grid_is_named():
     """With learning rates below the optimum, the best one is the largest."""
     rows = tuned_rows(grid=[(a, 0, 0) for a in (-4, -3, -2)])

@@ -60,6 +60,7 @@ def test_logits_equal_those_of_transformers(name):
         np.testing.assert_allclose(actual_TV, expected_TV, atol=1e-5, rtol=0, err_msg=text)
 
 
+@pytest.mark.slow
 def test_exported_run_can_be_imported_and_trained(tiny):
     """The imported run has the same weights and loss, without the exported folder."""
     loop.train(tiny)

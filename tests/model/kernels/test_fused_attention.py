@@ -76,6 +76,7 @@ def test_kernel_equals_plain_attention(kernel, has_segments):
     check_equal(kernel, random_arrays(), documents() if has_segments else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     ("axes", "rules", "n_kv_heads"),

@@ -72,6 +72,7 @@ def test_allowed_lengths_have_equal_rates(schedule):
     assert bool(n_allowed) == (schedule in ("constant", "wsd"))
 
 
+@pytest.mark.slow
 def test_run_with_a_constant_rate_is_lengthened(tiny):
     """The longer run has the losses of a run that had the length from the start."""
     tiny.optim.schedule, tiny.optim.warmup, tiny.log_interval = "constant", 0.5, 1

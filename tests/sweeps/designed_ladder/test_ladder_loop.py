@@ -64,6 +64,7 @@ def test_ladder_reaches_its_error_and_records_the_reasons(tmp_path):
     assert ladder_record.read_decisions(tmp_path / "archive") == decisions
 
 
+@pytest.mark.slow
 def test_interrupted_ladder_continues_with_the_same_runs(tmp_path):
     (tmp_path / "whole").mkdir()
     trainer, first, second = Trainer(), Trainer(fail_at=4), Trainer()
@@ -77,6 +78,7 @@ def test_interrupted_ladder_continues_with_the_same_runs(tmp_path):
     assert train(tmp_path / "parts", again).is_reached and not again.names
 
 
+@pytest.mark.slow
 def test_stop_states_the_cost_of_the_goal(tmp_path):
     state = train(tmp_path, Trainer(), max_error=0.002, seconds=30.0)
     assert not state.is_reached and state.spent_seconds <= 30
