@@ -18,8 +18,8 @@ from lm.runs import filesystem, records
 from lm.runs.items import array_files
 
 FILE = "heldout.npz"  # in the run directory, written by each evaluation
-# Runs with equal values are evaluated on the same rows.
-SAME_ROWS = ("data.tokenizer", "data.seq_len", "data.loss_on", "eval.n_sequences")
+# Runs with equal values and tokenizers are evaluated on the same rows.
+SAME_ROWS = ("data.seq_len", "data.loss_on", "eval.n_sequences")
 TOLERANCE = 1e-5  # relative, of the stored sums and the recorded loss
 
 
@@ -75,6 +75,9 @@ def paired_difference(
     """
     rows = [*first, *second]
     columns = SAME_ROWS if source else (*SAME_ROWS, "corpus.hash")
+    tokenizers = {row.get("tokenizer.hash") or row.get("data.tokenizer") for row in rows}
+    if len(tokenizers) > 1:  # two paths may have one tokenizer
+        return None
     if any(len({str(row.get(column)) for row in rows}) > 1 for column in columns):
         return None
     loaded = [load_document_sums(row) for row in rows]

@@ -79,6 +79,10 @@ def test_runs_on_other_rows_have_no_paired_error(runs, tmp_path):
     changes = ({"corpus.hash": "d"}, {"eval.loss": 9.0}, {"dir": str(tmp_path)}, {"dir": ""})
     for change in changes:
         assert paired_errors.paired_difference([first], [{**second, **change}]) is None
+    first, second = ({**row, "data.tokenizer": row["name"]} for row in runs)  # other paths
+    assert paired_errors.paired_difference([first], [second]) is None
+    first, second = ({**row, "tokenizer.hash": "t"} for row in (first, second))
+    assert difference_of(first, second) == difference_of(*runs)
     targets = np.full(N_DOCUMENTS, 9.0)
     other = write_run(tmp_path, "other", dict.fromkeys(SOURCES, 3 * targets), targets)
     assert paired_errors.paired_difference([first], [other]) is None

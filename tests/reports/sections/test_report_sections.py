@@ -296,6 +296,18 @@ def test_tasks_with_and_without_trend_are_named(toy):
     assert "every run is done and in the law, except 1.6M, which the law predicts." in excluded
 
 
+def test_counts_of_tasks_are_averaged_over_the_seeds_of_the_largest_size(toy):
+    sentence = ability_section.describe_counts(toy)
+    largest = max(toy.finished, key=lambda row: row["params.non_embedding"])
+    at_chance = {name: 0.0 for name in largest if name.endswith((".accuracy", ".z"))}
+    seed = largest | at_chance | {"name": "toy/1.6M-seed1", "seed": 1}
+    sweep = dataclasses.replace(toy, rows=[*toy.rows, seed])
+    averaged = ability_section.describe_counts(sweep)
+    assert averaged.startswith("The largest size has 2 finished runs, such as 1.6M. On average, ")
+    counts = [float(re.findall(r"masters ([\d.]+) of", text)[0]) for text in (sentence, averaged)]
+    assert counts[1] == counts[0] / 2 > 0
+
+
 def test_constant_columns_are_one_line(toy):
     text = visible(report_sections.all_sections(toy, {})["Runs and settings"])
     assert "The same in all runs: status done" in text and records.N_PARAMS not in text

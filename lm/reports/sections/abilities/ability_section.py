@@ -1,5 +1,6 @@
 """Section of the report about abilities: tasks that improve with size, flat tasks, reliability."""
 
+import numpy as np
 from markupsafe import Markup
 
 from lm.reports import html, summary, task_significance, task_trends
@@ -68,17 +69,28 @@ def describe_abilities(sweep: summary.SweepSummary) -> list[str]:
 
 
 def describe_counts(sweep: summary.SweepSummary) -> str:
-    """Return the numbers of tasks above, at and below baseline of the largest model, or ""."""
+    """Return the numbers of tasks above, at and below baseline of the largest size, or "".
+
+    The numbers of several seeds are averaged.
+    """
     counted = task_significance.count_tasks(run_selection.select_task_runs(sweep.finished).rows)
     if not counted:
         return ""
-    row = counted[-1]
-    n_above, n_below = row["tasks.above_baseline"], row["tasks.below_baseline"]
+    size = counted[-1].get(records.N_PARAMS)
+    largest = [row for row in counted if row.get(records.N_PARAMS) == size]
+    keys = "tasks.mastered", "tasks.above_baseline", "tasks.below_baseline", "tasks.n"
+    mastered, above, below, n = (
+        round(float(np.mean([row[key] for row in largest])), 1) for key in keys
+    )
+    name = elements.short_run_name(largest[0])
+    subject = (
+        f"The largest finished model, {name},"
+        if len(largest) == 1
+        else (f"The largest size has {len(largest)} finished runs, such as {name}. On average, one")
+    )
     return (
-        f"The largest finished model, {elements.short_run_name(row)}, masters"
-        f" {row['tasks.mastered']} of {row['tasks.n']} tasks. It is significantly above baseline in"
-        f" {n_above}, significantly below in {n_below}, and neither in"
-        f" {row['tasks.n'] - n_above - n_below}."
+        f"{subject} masters {mastered:g} of {n:g} tasks. It is significantly above baseline in"
+        f" {above:g}, significantly below in {below:g}, and neither in {n - above - below:g}."
     )
 
 
