@@ -53,10 +53,12 @@ def describe_results(
     prediction: content of prediction.json. row: predicted run. previous: rows of the previous size,
     whose accuracies are a forecast for comparison. Results that are marked as invalid are left out.
     """
-    if row.get("status") != "done" or not records.is_finite(prediction.get("value")):
+    if row.get("status") != "done":
         return {}
     row = _without_invalid(row)
     quantities = list(_quantities(prediction, row))
+    if not quantities and not records.is_finite(prediction.get("value")):
+        return {}  # everything is refused
     abilities = prediction.get(target_prediction.ABILITIES, {})
     scores = ability_backtest.compare_run(abilities, row)
     results: dict[str, Any] = {

@@ -237,6 +237,16 @@ def test_invalid_result_leaves_out_its_task_alone():
     assert "eval.task.copy?length=4.accuracy" not in names
 
 
+def test_abilities_are_scored_if_the_law_of_the_loss_is_refused():
+    smaller, target = split(ladder())
+    refused = {"target": target["name"], "y": "eval.loss", "refused": "two sizes"}
+    assert prediction_results.describe_results(refused, target) == NOTHING
+    abilities = predict(smaller, target, refused)
+    results = prediction_results.describe_results(refused | {"abilities": abilities}, target)
+    assert {q["method"] for q in results["quantities"]} == {"direct"}
+    assert set(results["brier"]) == {"direct", "previous", "base_rate"}
+
+
 def test_results_list_right_and_wrong_predictions():
     smaller, target = split(ladder())
     prediction = {"target": target["name"], "y": "eval.loss", "level": 0.95, "value": 4.0}
