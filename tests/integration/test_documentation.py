@@ -1,6 +1,6 @@
 """The examples of README.md and of `--help`, run in order in one folder as a reader would.
 
-The quick test runs all commands in one process, with the smaller models of SMALL_BASE. The slow
+The shorter test runs all commands in one process, with the smaller models of SMALL_BASE. The longer
 test runs them exactly as printed, in a clean clone.
 """
 
@@ -20,7 +20,7 @@ from fixtures import documentation
 from lm.data.sources import builtin
 from lm.reports import figures
 
-# The recipes of the quick test keep their names, widths and sources. Their models have one layer.
+# The recipes of the shorter test keep their names, widths and sources. Their models have one layer.
 SMALL_BASE = """
 
 _full_config = get_config
@@ -36,7 +36,7 @@ def get_config(size="100K"):
 # Of the built-in text. The whole text takes ten seconds to prepare.
 MAX_CHARACTERS = 2_000_000
 TEXT_FOLDERS = ("lm/config", "lm/laws", "lm/model")  # of the source text:lm
-# Part of a command -> arguments that make it smaller in the quick test.
+# Part of a command -> arguments that make it smaller in the shorter test.
 SMALL_ARGUMENTS = {
     "experiments.train": (
         *("--config.steps=4", "--config.eval.interval=2", "--config.eval.n_sequences=16"),
