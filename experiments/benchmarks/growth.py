@@ -10,9 +10,9 @@ Axes: number of runs of a sweep (load_runs, a power law, with --report also the 
 model (the train step: its memory, its time and that of its compilation). Times are processor
 seconds. The exponent is the slope of the logarithms between the last two values, where constant
 costs matter least. "expected" is that of the arithmetic: 1 for runs and documents, the slope of
-memory_estimate.py for memory and of flops.py for the time of a step. A time of compilation should
-not grow, except with the number of layers. A line whose exponent exceeds the expected one by more
-than 0.1 is marked.
+memory_estimate.py for memory, of flops.py for the time of a step, and of the number of layers for
+its compilation, which uses no cache. A line whose exponent exceeds the expected one by more than
+0.1 is marked.
 """
 
 import functools
@@ -194,11 +194,14 @@ class StepCost(NamedTuple):
 
 def measure_model(axis: str, field: str, values: Sequence[int | str]) -> list[Growth]:
     """Return the memory and the time of the train step, and the time of its compilation."""
+    import jax
+
     from lm.config import model_sizes
     from lm.parallel import mesh
 
     mesh.initialize_devices()
-    xs, n_params = [], []
+    jax.config.update("jax_enable_compilation_cache", False)
+    xs, n_params, n_layers = [], [], []
     compile_seconds: dict[str, list[float]] = {}
     costs = []
     for value in values:
@@ -206,6 +209,7 @@ def measure_model(axis: str, field: str, values: Sequence[int | str]) -> list[Gr
         counts = model_sizes.count_parameters(run.model)
         xs.append(float(counts["non_embedding"] if field == "size" else value))
         n_params.append(counts["total"])
+        n_layers.append(run.model.n_layers)
         compiled = _timed(compile_seconds, "compile, s", lambda r=run: _compile_step(r))
         costs.append(_step_cost(run, *compiled))
     planned, estimated, state, seconds, flops = zip(*costs, strict=True)
@@ -213,7 +217,7 @@ def measure_model(axis: str, field: str, values: Sequence[int | str]) -> list[Gr
         Growth(axis, "temporaries, MiB", xs, planned, slope(xs, estimated)),
         Growth(axis, "weights and moments, MiB", xs, state, slope(xs, n_params)),
         Growth(axis, "step, s", xs, seconds, slope(xs, flops)),
-        Growth(axis, "compile, s", xs, compile_seconds["compile, s"], 0.0),
+        Growth(axis, "compile, s", xs, compile_seconds["compile, s"], slope(xs, n_layers)),
     ]
 
 

@@ -102,22 +102,37 @@ def estimate_variances(
     jacobian: derivative of the law by its parameters at each row, [n, p]. groups: integers [n].
     weights: weights of the rows with mean 1, [n]; the own noise of a row has variance s_e^2 /
     weight.
+
+    The time grows as n p^2. The projection on the Jacobian J and the indicators Z of the groups is
+    that on Z, the means of the groups, plus that on the part of J that is orthogonal to Z.
     """
     root = np.ones(len(residuals)) if weights is None else np.sqrt(weights)
-    indicators = (groups[:, None] == np.arange(groups.max() + 1)) * root[:, None]
-    residuals, jacobian = residuals * root, jacobian * root[:, None]
-    law = diagnostics.orthonormal_basis(jacobian)
-    off_law = diagnostics.remove_projection(indicators, law)
-    means = diagnostics.orthonormal_basis(off_law)
-    errors = diagnostics.remove_projection(residuals, law)
-    total, between = float(errors @ errors), float(((means.T @ errors) ** 2).sum())
+    law = diagnostics.orthonormal_basis(jacobian * root[:, None])
+    errors = diagnostics.remove_projection(residuals * root, law)
+    lengths_G = np.bincount(groups, root**2)
+    law_sums, error_sums = group_sums(law, groups, root), group_sums(errors, groups, root)
+    means = law_sums / np.maximum(lengths_G, 1e-300)[:, None]
+    off_groups = law - root[:, None] * means[groups]
+    basis, scales, _ = np.linalg.svd(off_groups, full_matrices=False)
+    basis = basis[:, scales > diagnostics.RANK_TOLERANCE]
+    between = float((error_sums**2 / np.maximum(lengths_G, 1e-300)).sum())
+    between += float(((basis.T @ errors) ** 2).sum())
+    n_means = int((lengths_G > 0).sum()) + basis.shape[1]
     return Variances(
         between_squares=between,
-        between_degrees=means.shape[1],
-        within_squares=max(total - between, 0.0),
-        within_degrees=len(residuals) - law.shape[1] - means.shape[1],
-        trace=float((off_law**2).sum()),
+        between_degrees=n_means - law.shape[1],
+        within_squares=max(float(errors @ errors) - between, 0.0),
+        within_degrees=len(residuals) - n_means,
+        trace=max(float(lengths_G.sum() - (law_sums**2).sum()), 0.0),
     )
+
+
+def group_sums(values: np.ndarray, groups: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Return the sums over each group of values [n] or [n, k] times root [n]: [G] or [G, k]."""
+    if values.ndim == 1:
+        return np.bincount(groups, root * values)
+    sums = [np.bincount(groups, root * column) for column in values.T]
+    return np.stack(sums, -1) if sums else np.zeros((int(groups.max()) + 1, 0))
 
 
 def describe_shared_noise(

@@ -158,3 +158,32 @@ def test_law_without_parameters_removes_no_degrees():
     assert variances.p_value == pytest.approx(
         stats.f.sf(4 * (means**2).sum() / 8 / (within / 24), 8, 24)
     )
+
+
+@pytest.mark.parametrize("case", ["crossed", "law of the groups", "weights", "one group", "no law"])
+def test_variances_equal_those_of_projections_on_dense_matrices(case):
+    """The reference builds the indicators [n, G] and decomposes them."""
+    rng = np.random.default_rng(0)
+    groups = np.sort(rng.integers(0, 1 if case == "one group" else 7, 40))
+    groups = np.unique(groups, return_inverse=True)[1]
+    jacobian = np.stack([np.ones(40), rng.standard_normal(40), np.exp(0.1 * groups)], 1)
+    if case == "law of the groups":
+        jacobian = jacobian[:, [0, 2]]
+    if case == "no law":
+        jacobian = jacobian[:, :0]
+    weights = rng.uniform(0.2, 2, 40) if case == "weights" else np.ones(40)
+    residuals = rng.standard_normal(40) + rng.standard_normal(7)[groups]
+    result = random_effects.estimate_variances(residuals, jacobian, groups, weights)
+    root = np.sqrt(weights)
+    indicators = (groups[:, None] == np.arange(groups.max() + 1)) * root[:, None]
+    law = diagnostics.orthonormal_basis(jacobian * root[:, None])
+    off_law = diagnostics.remove_projection(indicators, law)
+    errors = diagnostics.remove_projection(residuals * root, law)
+    basis, scales, _ = np.linalg.svd(off_law, full_matrices=False)
+    means = basis[:, scales > 1e-7]
+    assert result.between_degrees == means.shape[1]
+    assert result.within_degrees == 40 - law.shape[1] - means.shape[1]
+    assert result.trace == pytest.approx((off_law**2).sum(), abs=1e-9)
+    assert result.between_squares == pytest.approx(((means.T @ errors) ** 2).sum(), abs=1e-9)
+    total = result.between_squares + result.within_squares
+    assert total == pytest.approx(float(errors @ errors))

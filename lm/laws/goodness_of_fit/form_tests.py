@@ -128,12 +128,16 @@ class ShiftTest:
     def between_degrees(self, matrix: np.ndarray) -> float:
         """Return the degrees of freedom of the variance between runs (Satterthwaite 1946).
 
-        matrix: directions [n, p] that are projected off. They may leave little of some runs.
+        matrix: directions [n, p] that are projected off. They may leave little of some runs. The
+        degrees are (tr A)^2 / tr A^2, where A is the Gram matrix of what remains of the indicators.
         """
-        indicators = self.groups[:, None] == np.arange(len(self.counts))
-        remaining = _project(indicators * self.root[:, None], matrix * self.root[:, None])
-        squares = np.linalg.svd(remaining, compute_uv=False) ** 2
-        return float(squares.sum() ** 2 / (squares**2).sum())
+        basis = diagnostics.orthonormal_basis(matrix * self.root[:, None])
+        sums = random_effects.group_sums(basis, self.groups, self.root)
+        lengths = np.bincount(self.groups, self.weights)
+        trace = lengths.sum() - (sums**2).sum()
+        trace_of_square = (lengths**2).sum() - 2 * (lengths * (sums**2).sum(1)).sum()
+        trace_of_square += ((sums.T @ sums) ** 2).sum()
+        return float(trace**2 / trace_of_square)
 
 
 def _project(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:

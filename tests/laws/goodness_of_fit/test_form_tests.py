@@ -138,3 +138,17 @@ def test_fit_with_one_spare_input_hardly_tests_its_form():
                 for i, n in enumerate(np.geomspace(1e7, 1e9, n_sizes))]  # fmt: skip
         fit = laws.power(rows, x="n", y="loss", bootstrap=0)
         assert any("hardly test the form" in text for text in fit.warnings) == is_warned
+
+
+def test_degrees_between_runs_equal_those_of_the_singular_values():
+    rows = branches(5, (1, 2, 4), seed=0)
+    law_fit = laws.chinchilla(rows, n="params", y="loss", bootstrap=0)
+    rng = np.random.default_rng(0)
+    jacobian, weights = rng.standard_normal((15, 3)), rng.uniform(0.5, 2, 15)
+    test = form_tests.ShiftTest(law_fit, jacobian, weights)
+    assert len(test.counts) == 5
+    indicators = (test.groups[:, None] == np.arange(5)) * test.root[:, None]
+    basis = diagnostics.orthonormal_basis(jacobian * test.root[:, None])
+    squares = np.linalg.svd(diagnostics.remove_projection(indicators, basis), compute_uv=False) ** 2
+    expected = squares.sum() ** 2 / (squares**2).sum()
+    assert test.between_degrees(jacobian) == pytest.approx(expected)
