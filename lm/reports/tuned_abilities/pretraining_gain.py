@@ -18,11 +18,12 @@ common rate, each seed has its best one. Runs on fewer training examples of the 
 
 Scores are BLEU of generated translations, else accuracy in percent. The standard error of a mean
 over seeds contains the error of the test items, which all seeds share, and the variance between
-seeds. This variance is pooled over the sizes and methods of a task. Test items are assumed to be
-independent between methods, which overestimates the error of a gain. A gain pays from the smallest
-size at which this gain and those of all larger sizes are significant: Student's t, level LEVEL,
-corrected for the number of comparisons (Bonferroni). A comparison is a task and two methods.
-Without a second seed, nothing is tested.
+seeds. This variance is pooled over the sizes of a task and method, and over all methods of the task
+for a method without a second seed. Test items are assumed to be independent between methods, which
+overestimates the error of a gain. A gain pays from the smallest size at which this gain and those
+of all larger sizes are significant: Welch's t-test (1947), level LEVEL, corrected for the number of
+tested comparisons (Bonferroni). A comparison is a task and two methods. Without a second seed of
+the task, nothing is tested.
 """
 
 import collections
@@ -63,9 +64,9 @@ def task_scores(rows: Sequence[Mapping], metric: str = "") -> list[dict]:
 
     metric: metric of the scores, such as bits_per_byte; by default BLEU of generated translations,
     and the accuracy in percent of other tasks. Return a list of {"task" (short name), "size",
-    "method", "metric", "value", "se", "seed_degrees" (degrees of freedom of the variance between
-    seeds), "n_runs" (seeds), "lr" (mean learning rate), "steps", "baseline" (NaN if the metric has
-    none), "baseline_name"}.
+    "method", "metric", "value", "se", "seed_variance" (part of the squared error), "seed_degrees"
+    (its degrees of freedom), "n_runs" (seeds), "lr" (mean learning rate), "steps", "baseline" (NaN
+    if the metric has none), "baseline_name"}.
     """
     tuned_rows = [row for row in rows if is_tuned_on_prompts(row)]
     steps = _tuned_steps(rows)
@@ -156,7 +157,8 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
 
     A gain is positive if the first method is better, also in bits per byte, where the lower value
     is better. points: result of task_scores. Return a list of {"task", "size", "metric", "method",
-    "other", "gain", "gain_se", "seed_degrees"} for each task and size with both methods.
+    "other", "gain", "gain_se", "seed_degrees" (of the error, after Welch and Satterthwaite)} for
+    each task and size with both methods.
     """
     by_key = {(point["task"], point["size"], point["method"]): point for point in points}
     effects = []
@@ -176,19 +178,35 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
                         "other": other,
                         "gain": sign * (pair[0]["value"] - pair[1]["value"]),
                         "gain_se": float(np.hypot(pair[0]["se"], pair[1]["se"])),
-                        "seed_degrees": pair[0]["seed_degrees"],
+                        "seed_degrees": _degrees(pair),
                     }
                 )
     return effects
 
 
-def paying_size(effects: Sequence[Mapping], n_errors: float = N_ERRORS) -> float | None:
+def _degrees(pair: Sequence[Mapping]) -> float:
+    """Return the degrees of freedom of the error of the difference of two scores, 0 without seeds.
+
+    The error of the test items counts as known. Equal degrees may belong to one pooled variance.
+    """
+    parts, degrees = zip(*((p["seed_variance"], p["seed_degrees"]) for p in pair), strict=True)
+    if not all(degrees):
+        return 0.0
+    if degrees[0] == degrees[1] or not any(parts):
+        return float(min(degrees))
+    total = sum(point["se"] ** 2 for point in pair)
+    return total**2 / sum(part**2 / n for part, n in zip(parts, degrees, strict=True))
+
+
+def paying_size(effects: Sequence[Mapping], n_tests: int = 0) -> float | None:
     """Return the size from which a gain pays, None if it does not pay at the largest size.
 
-    effects: those of one task and comparison. n_errors: standard errors that a gain must exceed.
+    effects: those of one task and comparison. n_tests: number of tests that are corrected for; by
+    default, a gain must exceed N_ERRORS standard errors.
     """
     size = None
     for point in sorted(effects, key=lambda point: -point["size"]):
+        n_errors = _critical_errors(n_tests, point["seed_degrees"]) if n_tests else N_ERRORS
         if point["gain"] <= n_errors * point["gain_se"]:
             break
         size = point["size"]
@@ -207,7 +225,8 @@ def describe_gains(
     for g in sorted(effects, key=lambda point: point["size"]):
         curves.setdefault((g["task"], g["method"], g["other"]), []).append(g)
     order = dict.fromkeys((g["task"], g["method"], g["other"]) for g in effects)
-    return [_describe_curve(curves[key], len(curves), format_size) for key in order]
+    n_tested = sum(curve[-1]["seed_degrees"] > 0 for curve in curves.values())
+    return [_describe_curve(curves[key], n_tested, format_size) for key in order]
 
 
 def _describe_curve(
@@ -217,15 +236,13 @@ def _describe_curve(
     last = curve[-1]
     pair = f"{last['task']}: {last['method']} against {last['other']}"
     gain = f"{format_gain(last)} at {format_size(last['size'])}"
-    degrees = last["seed_degrees"]
-    if not degrees:
+    if not last["seed_degrees"]:
         return f"{pair} is not tested, because each size has one seed ({gain}, over items alone)"
-    size = paying_size(curve, _critical_errors(n_comparisons, degrees))
-    n_errors = _critical_errors(n_comparisons * len(curve), degrees)
+    size, n_tests = paying_size(curve, n_comparisons), n_comparisons * len(curve)
     harmed = [
-        format_size(point["size"])
-        for point in curve
-        if point["gain"] < -n_errors * point["gain_se"]
+        format_size(p["size"])
+        for p in curve
+        if p["gain"] < -_critical_errors(n_tests, p["seed_degrees"]) * p["gain_se"]
     ]
     effect = f"pays from {format_size(size)} on" if size else "has no significant gain"
     return f"{pair} {effect} ({gain})" + (
@@ -233,7 +250,7 @@ def _describe_curve(
     )
 
 
-def _critical_errors(n_tests: int, degrees: int) -> float:
+def _critical_errors(n_tests: int, degrees: float) -> float:
     """Return the standard errors that a difference must exceed in one of several tests."""
     from scipy import stats  # its import takes a second
 
@@ -346,12 +363,15 @@ def _order(task: str, size: float, method: str) -> tuple:
 
 def _with_error(point: Mapping, points_of_task: Sequence[Mapping]) -> dict:
     """Return the dict of `task_scores`, with its error. points_of_task: results of `_score`."""
-    degrees = sum(len(p["values"]) - 1 for p in points_of_task)
-    squares = sum(np.square(p["values"] - p["values"].mean()).sum() for p in points_of_task)
-    seed_variance = squares / max(degrees, 1)
-    error = np.sqrt(point["item_variance"] + seed_variance / point["n_runs"])
+    of_method = [p for p in points_of_task if p["method"] == point["method"]]
+    if all(p["n_runs"] == 1 for p in of_method):
+        of_method = points_of_task
+    degrees = sum(p["n_runs"] - 1 for p in of_method)
+    squares = sum(np.square(p["values"] - p["values"].mean()).sum() for p in of_method)
+    variance = float(squares) / max(degrees, 1) / point["n_runs"]
     entry = {k: v for k, v in point.items() if k not in ("values", "item_variance")}
-    return entry | {"se": float(error), "seed_degrees": degrees}
+    error = (point["item_variance"] + variance) ** 0.5
+    return entry | {"se": error, "seed_variance": variance, "seed_degrees": degrees}
 
 
 def _score(task: str, size: float, method: str, runs: Sequence[Mapping], metric: str = "") -> dict:

@@ -53,6 +53,7 @@ def _mean_point(name: str, points: Sequence[Mapping]) -> dict:
         "task": name,
         "value": float(np.mean([point["value"] for point in points])),
         "se": float(np.sqrt(np.sum([point["se"] ** 2 for point in points])) / len(points)),
+        "seed_variance": sum(point["seed_variance"] for point in points) / len(points) ** 2,
         "seed_degrees": min(point["seed_degrees"] for point in points),
         "n_runs": min(point["n_runs"] for point in points),
         "steps": max(point["steps"] for point in points),

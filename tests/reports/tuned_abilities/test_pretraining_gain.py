@@ -95,6 +95,35 @@ def test_rows_without_a_gain_rarely_pay():
     assert n_paying <= 5
 
 
+def test_comparisons_without_a_test_do_not_weaken_the_others():
+    """The seeds of `tuned` differ much more than those from scratch."""
+    made = [
+        prompt_row(size, mean + sd * deviation, start, columns={"seed": seed})
+        for size in SIZES
+        for start, mean, sd in (("p/parent", 20.0, 2.0), ("", 8.0, 0.1))
+        for seed, deviation in enumerate((-1, 0, 1))
+    ]
+    points = pretraining_gain.task_scores(made)
+    errors = {p["method"]: p["se"] for p in points}
+    assert errors["tuned"] == pytest.approx((0.3**2 + 4 / 3) ** 0.5)
+    assert errors["from scratch"] == pytest.approx((0.3**2 + 0.01 / 3) ** 0.5)
+    effects = pretraining_gain.compare_methods(points)
+    (sentence,) = pretraining_gain.describe_gains(effects)
+    untested = [{**e, "task": f"t{i}", "seed_degrees": 0} for i in range(40) for e in effects]
+    assert pretraining_gain.describe_gains([*effects, *untested])[0] == sentence
+    assert "pays from 1000 on" in sentence
+
+
+def test_degrees_of_a_gain_are_those_of_the_noisier_method():
+    made = [
+        prompt_row(1000, 10 + 2 * seed, "p/parent", columns={"seed": seed}) for seed in range(3)
+    ] + [prompt_row(1000, 10 + 0.1 * seed, columns={"seed": seed}) for seed in range(6)]
+    (effect,) = pretraining_gain.compare_methods(pretraining_gain.task_scores(made))
+    known = 2 * 0.3**2  # errors of the items
+    noise = 4 / 3
+    assert effect["seed_degrees"] == pytest.approx((known + noise) ** 2 / (noise**2 / 2), rel=0.02)
+
+
 def test_errors_contain_the_variance_between_seeds():
     seeds = [
         prompt_row(1000, bleu, columns={"seed": seed}) for seed, bleu in enumerate((9.0, 11.0))

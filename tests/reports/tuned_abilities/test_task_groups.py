@@ -12,7 +12,15 @@ def point(task, size, method, value, **fields):
     """Return a score as that of pretraining_gain.task_scores."""
     return {
         **{"task": task, "size": size, "method": method, "metric": "accuracy", "value": value},
-        **{"se": 3.0, "seed_degrees": 0, "n_runs": 1, "lr": 0.01, "steps": 9, "baseline": 40.0},
+        **{
+            "se": 3.0,
+            "seed_variance": 0.0,
+            "seed_degrees": 0,
+            "n_runs": 1,
+            "lr": 0.01,
+            "steps": 9,
+            "baseline": 40.0,
+        },
         **{"baseline_name": "chance"},
         **fields,
     }
