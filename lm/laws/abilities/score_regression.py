@@ -17,7 +17,9 @@ logarithms of size and tokens (direct law). The tasks inform each other in three
   an own part. Without the shared parts, intervals of a number of tasks would be too narrow.
 
 Branches of a trunk run share most of their training, so the rows of a trunk have the weight of one
-run together. Legend: R runs, T tasks, K features, J features and the constant, B draws.
+run together. Seeds of a size share the error of the form, so m of them have the weight of
+m / (1 + (m - 1) rho) runs, where rho is the share of that error in the variance (the design effect,
+Kish 1965). Legend: R runs, T tasks, K features, J features and the constant, B draws.
 """
 
 from collections.abc import Hashable, Sequence
@@ -92,19 +94,19 @@ def fit_scores(
     weights_R = 1 / np.array([list(trunks).count(name) for name in trunks], float)
     if importance_R is not None:
         weights_R = weights_R * importance_R
+    sets_R = _connected_sets(trunks, groups or range(len(trunks)))
     is_varied_K = np.ptp(features_RK, axis=0) > MIN_VARIATION * np.abs(features_RK).max(axis=0)
     varied_RK = features_RK[:, is_varied_K]
-    center_K = np.average(varied_RK, axis=0, weights=weights_R)
     n_coefficients = 1 + varied_RK.shape[1]
-    degrees = float(weights_R.sum()) - n_coefficients
-    n_independent = min(
-        float(weights_R.sum()), _count_connected(trunks, groups or range(len(trunks)))
-    )
+    n_independent = min(float(weights_R.sum()), len(set(sets_R)))
     if n_independent - n_coefficients < MIN_DEGREES - MIN_VARIATION or n_coefficients == 1:
         raise ValueError(
             f"{n_independent:.3g} independent runs do not determine {n_coefficients} coefficients"
             f" and the noise: use at least {n_coefficients + MIN_DEGREES} runs of different sizes"
         )
+    weights_R = weights_R * _seed_weights(varied_RK, _logit(scores_RT), trunks, sets_R)
+    degrees = float(weights_R.sum()) - n_coefficients
+    center_K = np.average(varied_RK, axis=0, weights=weights_R)
     root_R1 = np.sqrt(weights_R)[:, None]
     design_RJ = root_R1 * np.concatenate([np.ones((len(weights_R), 1)), varied_RK - center_K], 1)
     basis_RJ, triangle_JJ = np.linalg.qr(design_RJ)
@@ -131,14 +133,44 @@ def fit_scores(
     )
 
 
-def _count_connected(trunks: Sequence[str], groups: Sequence[Hashable]) -> int:
-    """Return the number of sets of runs that share no trunk run and no group."""
+def _connected_sets(trunks: Sequence[str], groups: Sequence[Hashable]) -> list[int]:
+    """Return the number of the set of each run. Runs of one trunk run or group are in one set."""
     sets: list[set] = []
     for trunk, group in zip(trunks, groups, strict=True):
         names = {("trunk", trunk), ("group", group)}
         connected = [other for other in sets if other & names]
         sets = [other for other in sets if not other & names] + [names.union(*connected)]
-    return len(sets)
+    return [next(i for i, names in enumerate(sets) if ("trunk", t) in names) for t in trunks]
+
+
+def _seed_weights(
+    features_RK: np.ndarray, logits_RT: np.ndarray, trunks: Sequence[str], sets_R: Sequence[int]
+) -> np.ndarray:
+    """Return the factors of the weights of runs in sets of several trunk runs, [R].
+
+    The error of the form, which all runs of a set share, and the noise of a trunk run have the
+    variances of an analysis of variance of the residuals of trunk runs, averaged over the tasks.
+    """
+    names, trunk_R = np.unique(list(trunks), return_inverse=True)
+    set_M = np.zeros(len(names), int)  # of each of M trunk runs
+    set_M[trunk_R] = sets_R
+    n_trunks_S = np.bincount(set_M)
+    n_sets, n_trunks = int((n_trunks_S > 0).sum()), len(names)
+    if n_sets == n_trunks:
+        return np.ones(len(trunk_R))
+    mean_MR = (trunk_R == np.arange(n_trunks)[:, None]) / np.bincount(trunk_R)[:, None]
+    design_MJ = np.concatenate([np.ones((n_trunks, 1)), mean_MR @ features_RK], 1)
+    basis_MJ = np.linalg.qr(design_MJ)[0]
+    residuals_MT = mean_MR @ logits_RT
+    residuals_MT = residuals_MT - basis_MJ @ (basis_MJ.T @ residuals_MT)
+    sums_ST = np.zeros((len(n_trunks_S), logits_RT.shape[1]))
+    np.add.at(sums_ST, set_M, residuals_MT)
+    means_ST = sums_ST / np.maximum(n_trunks_S, 1)[:, None]
+    own = float(((residuals_MT - means_ST[set_M]) ** 2).sum()) / (n_trunks - n_sets)
+    between = float((n_trunks_S[:, None] * means_ST**2).sum()) / (n_sets - basis_MJ.shape[1])
+    form = max(between - own, 0.0) * n_sets / n_trunks
+    shared = form / max(form + own, MIN_VARIATION)
+    return 1 / (1 + (n_trunks_S[sets_R] - 1) * shared)
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:

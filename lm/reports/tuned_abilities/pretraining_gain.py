@@ -294,7 +294,7 @@ def _tuned_steps(rows: Sequence[Mapping]) -> dict[tuple, _Steps]:
     """
     by_files: dict[tuple, list[Mapping]] = {}
     for row in rows:
-        if row.get("data.loss_on") == "answers":
+        if row.get("data.loss_on") == "answers" and records.N_PARAMS in row:
             by_files.setdefault(transfer_analysis.size_and_files(row)[1:], []).append(row)
     return {files: _steps_of_files(runs) for files, runs in by_files.items()}
 

@@ -95,6 +95,12 @@ def test_rows_without_a_gain_rarely_pay():
     assert n_paying <= 5
 
 
+def test_run_without_facts_is_ignored():
+    lost = {k: v for k, v in prompt_row(1000, 9.0).items() if not k.startswith(("params", "eval"))}
+    points = pretraining_gain.task_scores([*rows(), lost | {"status": "lost"}])
+    assert points == pretraining_gain.task_scores(rows())
+
+
 def test_comparisons_without_a_test_do_not_weaken_the_others():
     """The seeds of `tuned` differ much more than those from scratch."""
     made = [
