@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from lm.runs import filesystem
+
 SUFFIX = "-cache"  # of the files of JAX
 STAMP = ".checked"  # file whose modification time is the start of the last check
 WRITE_SECONDS = 10.0  # a file that changed later may be incomplete because it is being written
@@ -25,9 +27,7 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 def program_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of compiled programs of this user, the same in every working directory."""
-    base = environment.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "lm-scaling" / "compiled"
+    return filesystem.user_cache_folder(environment) / "compiled"
 
 
 def open_program_folder(folder: Path | None = None, max_bytes: int = MAX_BYTES) -> Path | None:

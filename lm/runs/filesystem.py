@@ -22,7 +22,7 @@ import tempfile
 import time
 import typing
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lm.config import run_files
@@ -65,6 +65,16 @@ def open_path(name: str | os.PathLike) -> Path:
         # A cached listing would hide objects that other processes write.
         fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
     return typing.cast(Path, epath.Path(text))  # another class with the same methods
+
+
+def user_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of this user for files that can be computed again.
+
+    It is the same in every working directory. Raises RuntimeError without a home folder.
+    """
+    base = environment.get("XDG_CACHE_HOME", "")
+    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return folder / "lm-scaling"
 
 
 def is_remote(path: str | os.PathLike) -> bool:

@@ -6,13 +6,17 @@ A stored figure contains this hash, so `figures.verify_figure` detects changed c
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import pathlib
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+
+from lm.runs import filesystem
 
 PACKAGE = __name__.partition(".")[0]
 PACKAGE_DIR = pathlib.Path(__file__).parents[__name__.count(".") - 1]
@@ -77,9 +81,33 @@ def code_hash(module: str) -> str:
     Imports from other packages are not hashed. Comments, docstrings and formatting do not change
     the hash. A process reads each file once, so a later edit changes the hash in the next process.
     """
+    return f"{package_version()} {_source_digest(module, _read_package())[:8]}"
+
+
+def _source_digest(module: str, files: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of `source_files`, which a file in the user's cache folder stores.
+
+    Parsing takes most of the time. The file ends in a hash of the digest, of all files of the
+    package and of the Python version. The digest is computed anew if this hash differs.
+    """
+    key = repr((sys.version, module, sorted(files.items()))).encode()
+
+    def seal(digest: str) -> str:
+        return f"{digest} {hashlib.sha256(key + digest.encode()).hexdigest()}"
+
+    stored = None
+    with contextlib.suppress(OSError, RuntimeError):  # no home folder, or no right to read
+        stored = filesystem.user_cache_folder() / "code_hashes" / module
+        text = stored.read_text(errors="replace")
+        if text == seal(text[:64]):
+            return text[:64]
     texts = source_files(module)
-    digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
-    return f"{package_version()} {digest.hexdigest()[:8]}"
+    digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode()).hexdigest()
+    if stored:
+        with contextlib.suppress(OSError):
+            stored.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            filesystem.write_file(stored, seal(digest))
+    return digest
 
 
 def package_hash() -> str:
@@ -107,29 +135,36 @@ def source_files(module: str) -> dict[str, str]:
         if name in visited:
             continue
         visited.add(name)
-        if file := _module_file(name):
-            texts[name], imported = _parse(file)
+        source = _module_source(name)
+        if source is not None:
+            texts[name], imported = _parse(source)
             pending += [*imported, name.rpartition(".")[0]]
     return texts
 
 
-def _module_file(module: str) -> pathlib.Path | None:
-    """Return the file of a module of the package, None if there is no such module."""
+@functools.cache
+def _read_package() -> dict[str, bytes]:
+    """Return {path in the package: content} of all its Python files."""
+    files = sorted(PACKAGE_DIR.rglob("*.py"))
+    return {file.relative_to(PACKAGE_DIR).as_posix(): file.read_bytes() for file in files}
+
+
+def _module_source(module: str) -> bytes | None:
+    """Return the source of a module of the package, None if there is no such module."""
     root, *names = module.split(".")
     if root != PACKAGE:
         return None
-    path = PACKAGE_DIR.joinpath(*names)
-    files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
-    return next((file for file in files if file.exists()), None)
+    path, files = "/".join(names), _read_package()
+    return files.get(f"{path}.py", files.get(f"{path}/__init__.py"))
 
 
 @functools.cache
-def _parse(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
+def _parse(source: bytes) -> tuple[str, tuple[str, ...]]:
     """Return the source without docstrings and comments, and the names that it imports.
 
     `from lm.data import corpus` gives lm.data and lm.data.corpus.
     """
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = ast.parse(source.decode("utf-8"))
     names: list[str] = []
     for node in _walk_statements(tree):
         if isinstance(node, ast.Import):

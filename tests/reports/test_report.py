@@ -38,10 +38,15 @@ def finished(finished_sweep):
 
 
 @pytest.fixture
-def page_only(monkeypatch):
-    """Do not write the files of figures and no forecasts, which have their own tests."""
-    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
+def no_forecasts(monkeypatch):
+    """Write no forecasts, which have their own tests."""
     monkeypatch.setattr(forecast_section, "loss_forecasts", lambda sweep: Markup())
+
+
+@pytest.fixture
+def page_only(no_forecasts, monkeypatch):
+    """Write neither the files of figures nor forecasts."""
+    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
 
 
 @pytest.fixture
@@ -212,7 +217,7 @@ def test_verify_finds_missing_runs_and_changed_code(finished, tmp_path, monkeypa
     assert lines[-1].startswith(f"code: {version} ") and lines[-1].endswith("0.9.0 00000000 now")
 
 
-def test_live_report_reloads_and_has_no_broken_links(tmp_path, monkeypatch):
+def test_live_report_reloads_and_has_no_broken_links(tmp_path, no_forecasts, monkeypatch):
     draw_only(monkeypatch, "loss", "curves")
     folder = made_up_sweep.sweep(tmp_path, status={"60K": ("running", "")}, predict=False)
     text = report.write_report(folder, refresh=12).read_text(encoding="utf-8")

@@ -1,6 +1,9 @@
 """Commit and code hash of results."""
 
+import hashlib
+import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -33,7 +36,8 @@ def package(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(provenance, "PACKAGE_DIR", tmp_path)
-    provenance._parse.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    provenance._read_package.cache_clear()
     return tmp_path
 
 
@@ -50,7 +54,7 @@ def test_code_hash_ignores_docstrings_and_comments_only(package):
         ("X = 2\n", False),
     ):
         (package / "config" / "schema.py").write_text(text)
-        provenance._parse.cache_clear()
+        provenance._read_package.cache_clear()
         assert (provenance.code_hash("lm.data.corpus") == before) is is_same
 
 
@@ -58,8 +62,59 @@ def test_an_edit_during_a_process_changes_the_next_hash(package):
     before = provenance.code_hash("lm.data.corpus")
     (package / "config" / "schema.py").write_text("X = 2\n")
     provenance.code_hash("lm.data.corpus")
-    provenance._parse.cache_clear()  # as in a new process
+    provenance._read_package.cache_clear()  # as in a new process
     assert provenance.code_hash("lm.data.corpus") != before
+
+
+def stored_hash(package):
+    return package / "cache" / "lm-scaling" / "code_hashes" / "lm.data.corpus"
+
+
+def test_stored_hash_is_that_of_the_sources(package, monkeypatch):
+    texts = provenance.source_files("lm.data.corpus")
+    digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode()).hexdigest()
+    before = provenance.code_hash("lm.data.corpus")
+    assert before == f"{provenance.package_version()} {digest[:8]}"
+    monkeypatch.setattr(provenance, "source_files", lambda module: pytest.fail("parsed again"))
+    assert provenance.code_hash("lm.data.corpus") == before
+    monkeypatch.setattr(sys, "version", "another version")
+    with pytest.raises(pytest.fail.Exception):
+        provenance.code_hash("lm.data.corpus")
+
+
+def test_hash_of_an_edited_package_is_not_stored_for_older_files(package):
+    """The process has read the old files when another process stores the new hash."""
+    old = provenance.code_hash("lm.data.corpus")
+    text = stored_hash(package).read_text()
+    (package / "config" / "schema.py").write_text("X = 2\n")
+    assert provenance.code_hash("lm.data.corpus") == old
+    provenance._read_package.cache_clear()  # as in a new process
+    new = provenance.code_hash("lm.data.corpus")
+    assert new != old and stored_hash(package).read_text() != text
+    stored_hash(package).write_text(text)
+    assert provenance.code_hash("lm.data.corpus") == new
+
+
+def test_damaged_or_unwritable_hash_does_not_matter(package, monkeypatch):
+    before = provenance.code_hash("lm.data.corpus")
+    file = stored_hash(package)
+    text = file.read_text()
+    changed = ("1" if text[0] == "0" else "0") + text[1:]
+    for damaged in ("", text[:8], text[:-1], changed, text + "0", "\x00" * 129):
+        file.write_text(damaged)
+        assert provenance.code_hash("lm.data.corpus") == before
+        assert file.read_text() == text
+    file.write_bytes(b"\xff" * 129)
+    assert provenance.code_hash("lm.data.corpus") == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(package / "__init__.py"))  # no folder
+    assert provenance.code_hash("lm.data.corpus") == before
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(pathlib.Path, "home", _raise_runtime_error)
+    assert provenance.code_hash("lm.data.corpus") == before
+
+
+def _raise_runtime_error():
+    raise RuntimeError("no home folder")
 
 
 def test_imports_inside_of_blocks_are_followed(package):

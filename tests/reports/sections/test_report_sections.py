@@ -37,14 +37,19 @@ def toy(tmp_path_factory):
     return summary.load_summary(made_up_sweep.sweep(tmp_path_factory.mktemp("runs")))
 
 
+@pytest.fixture(scope="module")
+def toy_sections(toy) -> dict[str, str]:
+    """Return the text of each section of the finished sweep."""
+    return {name: visible(html) for name, html in report_sections.all_sections(toy, {}).items()}
+
+
 def visible(html) -> str:
     """Return the text of HTML without tags, with single spaces."""
     return " ".join(re.sub(r"<[^>]*>", " ", str(html)).split())
 
 
-def test_each_question_is_answered_in_one_section(toy):
-    sections = {name: visible(html) for name, html in report_sections.all_sections(toy, {}).items()}
-    assert list(sections) == HEADINGS
+def test_each_question_is_answered_in_one_section(toy_sections):
+    assert list(toy_sections) == HEADINGS
     for heading, phrase in (
         ("The law", "How sure is the law? Tested up to"),
         ("The next run", "10 times the compute of 1.6M ("),
@@ -52,12 +57,13 @@ def test_each_question_is_answered_in_one_section(toy):
         ("Time and cost", "Spent:"),
         ("How to reproduce it", "python -m experiments.sweep"),
     ):
-        assert [name for name, text in sections.items() if phrase in text] == [heading], phrase
+        headings = [name for name, text in toy_sections.items() if phrase in text]
+        assert headings == [heading], phrase
 
 
-def test_reproduction_names_the_folder_of_the_runs(toy, monkeypatch):
+def test_reproduction_names_the_folder_of_the_runs(toy, toy_sections, monkeypatch):
     command = f"experiments.sweep --sweep=configs/sweeps/toy.py --dir={toy.path.parent}"
-    assert command in visible(report_sections.all_sections(toy, {})["How to reproduce it"])
+    assert command in toy_sections["How to reproduce it"]
     monkeypatch.setattr(toy, "facts", toy.facts | {"archived": True})  # no run of it can continue
     text = visible(report_sections.all_sections(toy, {})["How to reproduce it"])
     assert "--sweep=configs/sweeps/toy.py uv run" in text
@@ -286,13 +292,13 @@ def test_archive_explains_only_unverifiable_links(toy):
     assert reason in report._describe_test(sweep)
 
 
-def test_tasks_with_and_without_trend_are_named(toy):
+def test_tasks_with_and_without_trend_are_named(toy, toy_sections):
     lines = ability_section.describe_abilities(toy)
     assert lines[0].startswith("The largest finished model, 1.6M, masters ")
     assert any(line.startswith("Improve with size and are above baseline: ") for line in lines)
     assert any(line.startswith("No trend: ") for line in lines)
     assert "Get worse with size: none." in lines
-    excluded = visible(report_sections.all_sections(toy, {})["Runs and settings"])
+    excluded = toy_sections["Runs and settings"]
     assert "every run is done and in the law, except 1.6M, which the law predicts." in excluded
 
 
@@ -308,6 +314,6 @@ def test_counts_of_tasks_are_averaged_over_the_seeds_of_the_largest_size(toy):
     assert counts[1] == counts[0] / 2 > 0
 
 
-def test_constant_columns_are_one_line(toy):
-    text = visible(report_sections.all_sections(toy, {})["Runs and settings"])
+def test_constant_columns_are_one_line(toy_sections):
+    text = toy_sections["Runs and settings"]
     assert "The same in all runs: status done" in text and records.N_PARAMS not in text

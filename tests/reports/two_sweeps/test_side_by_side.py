@@ -20,8 +20,13 @@ def folders(tmp_path_factory):
     return folders
 
 
-def test_page_answers_each_question_for_both_sweeps(folders):
-    page = side_by_side.write_side_by_side(folders)
+@pytest.fixture(scope="module")
+def page(folders):
+    """Return the path of the page of the two sweeps."""
+    return side_by_side.write_side_by_side(folders)
+
+
+def test_page_answers_each_question_for_both_sweeps(folders, page):
     text = re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", " ", page.read_text(), flags=re.DOTALL)
     assert page == folders[0] / "side_by_side.html"
     for question in ("models", "law", "how sure", "with 10 times the compute", "abilities", "cost"):
@@ -30,12 +35,12 @@ def test_page_answers_each_question_for_both_sweeps(folders):
     assert text.count("training FLOPs") == 2
 
 
-def test_page_has_the_points_of_both_sweeps(folders):
+def test_page_has_the_points_of_both_sweeps(folders, page):
     names = side_by_side.sweep_names([summary.load_summary(folder) for folder in folders])
-    page = side_by_side.write_side_by_side(folders).read_text()
-    assert page.count("<figure") == page.count("<svg") == 1
+    text = page.read_text()
+    assert text.count("<figure") == text.count("<svg") == 1
     for name, n_points in zip(names, (6, 4), strict=True):
-        assert page.count(f"<title>{name}, ") == n_points
+        assert text.count(f"<title>{name}, ") == n_points
 
 
 def test_sweeps_of_one_name_are_distinguished(folders):
