@@ -209,28 +209,31 @@ def activation_bytes(run: schema.Run, shapes: ShardedShapes, weights: list[Weigh
     table_sizes = [shapes.gathered_size(w) for w in gathered_weights if "vocab" in w.names]
     gathered = 2 * value_bytes * sum(layer_sizes) / model.n_layers
     gathered += (value_bytes + FLOAT32) * max(table_sizes, default=0)
-    if _has_unrolled_count(run, shapes):
-        return _unrolled_bytes(run, shapes) + gathered
+    if _has_counted_arrays(run, shapes):
+        return _counted_bytes(run, shapes) + gathered
     return model.n_layers * stored + layer + max(logits, gathered) + gathered
 
 
-def _has_unrolled_count(run: schema.Run, shapes: ShardedShapes) -> bool:
-    """Return True if `_unrolled_bytes` counts the arrays of a run: on CPU, without a loop."""
+def _has_counted_arrays(run: schema.Run, shapes: ShardedShapes) -> bool:
+    """Return True if `_counted_bytes` counts the arrays of a run: on CPU in float32."""
     model = run.model
     is_float32 = shapes.platform == "cpu" and model.dtype == "float32"
     is_dense = not model.n_experts and not model.attention_softcap
-    return is_float32 and is_dense and remat_policies.is_unrolled(model)
+    is_counted = remat_policies.is_unrolled(model) or model.remat == "none"
+    return is_float32 and is_dense and is_counted
 
 
-def _unrolled_bytes(run: schema.Run, shapes: ShardedShapes) -> float:
-    """Return the bytes of the activations of one device that XLA on CPU needs without a loop.
+def _counted_bytes(run: schema.Run, shapes: ShardedShapes) -> float:
+    """Return the bytes of the activations of one device that XLA needs on CPU.
 
     The arrays were counted in the schedules of compiled steps. Most memory is in use at the
     gradient of the loss, or with model.remat in the backward pass of the last MLP. Without
-    model.remat, XLA computes transposed inputs of weight gradients and the sigmoid of the MLP in
-    the forward pass, and stores them.
+    model.remat, XLA computes transposed inputs of weight gradients in the forward pass, and stores
+    them; without a loop over layers, also the sigmoid of the MLP. A loop copies the arrays of one
+    layer.
     """
     model, n_tokens, is_stored = run.model, shapes.n_tokens, run.model.remat == "none"
+    is_loop = not remat_policies.is_unrolled(model)
     n_blocks, has_norm = model.attention_query_blocks, model.qk_norm
     stream = n_tokens * model.d_model
     heads = n_tokens * model.n_heads * model.d_head / shapes.shard_count("heads")
@@ -243,12 +246,16 @@ def _unrolled_bytes(run: schema.Run, shapes: ShardedShapes) -> float:
     if is_stored:
         # Inputs of both branches, with norms and transposed norms. Queries and keys are stored
         # before and after their norm. Each block of queries has a copy of its keys and values.
-        stored += 6 * stream + (5 if has_norm else 3) * heads + (n_up + 2) * hidden
+        stored += (
+            6 * stream
+            + (5 if has_norm else 3) * heads
+            + (5 - n_up if is_loop else n_up + 2) * hidden
+        )
         stored += (n_blocks + (3 if has_norm else 1)) * keys
     else:
         stored += 2 * stream + 2 * heads + 2 * keys + n_up * hidden
         last = max(last, 4 * hidden + 7 * stream)
-    return FLOAT32 * (model.n_layers * stored + last)
+    return FLOAT32 * ((model.n_layers + is_loop) * stored + last)
 
 
 def _layer_bytes(run: schema.Run, shapes: ShardedShapes) -> tuple[float, float]:

@@ -51,6 +51,19 @@ def test_estimate_is_within_15_percent_of_the_compiler(remat, d_model, seq_len, 
     assert estimate.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.15)
 
 
+@pytest.mark.parametrize("mlp", ["gated", "plain"])
+def test_estimate_of_a_loop_over_layers_is_within_15_percent(mlp):
+    """More layers than model.scan_unroll are a loop, which stores other arrays."""
+    run = small_run(n_layers=5, d_model=64, d_ff=176, mlp=mlp, scan_unroll=4)
+    run.data.seq_len, run.data.batch_size = 128, 8
+    device_mesh = mesh.make_mesh(run.mesh, jax.devices()[:2])
+    functions = step.build_train_functions(run, device_mesh)
+    with jax.set_mesh(device_mesh):
+        memory = loop.lower_steps(functions, 1).compile().memory_analysis()
+    estimate = memory_estimate.estimate_memory(run, 2, "cpu")
+    assert estimate.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.15)
+
+
 def test_rejection_uses_a_third_of_the_temporaries():
     run = small_run()
     estimate = memory_estimate.estimate_memory(run, 1, "cpu")
