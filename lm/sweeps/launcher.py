@@ -14,7 +14,6 @@ import datetime
 import functools
 import secrets
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -27,12 +26,11 @@ from lm.data.tokenization import run_tokenizer
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, json_files, lock, records
-from lm.sweeps import prediction, run_order
+from lm.sweeps import attempts, prediction, run_order
 from lm.training import loop, trackers, vmapped_runs, warm_start
 from lm.training.checkpointing import checkpoint_retention
 
 WAIT_SECONDS = 3.0  # between two checks of a process that waits for other processes
-MAX_CRASHES = 3  # restarts of a run in one submission after its process died without a record
 
 
 def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> None:
@@ -278,7 +276,8 @@ def _run_states(runs: list[schema.Run], options: WorkerOptions) -> Iterator[tupl
         folder = records.run_dir(run)
         facts = records.read_facts(folder)
         is_training = facts.get("status") == "running" and lock.is_alive(folder)
-        if run.start.run in unreachable or (not is_training and _has_failed(facts, options)):
+        has_failed = attempts.has_failed(facts, options.submission, options.retries)
+        if run.start.run in unreachable or (has_failed and not is_training):
             unreachable.add(run.name)
             continue
         if records.is_finished(run):
@@ -335,7 +334,7 @@ def _train_group(
     """Train runs in one program. Return, for each name, the reason of an early end, or ""."""
     if distributed.is_primary():
         for run in group:
-            _record_crash(run, options)
+            attempts.record_crash(run, options.submission)
     try:
         if len(group) == 1:
             loop.train(group[0], *(functools.partial(report, group[0]) for report in reports))
@@ -351,14 +350,6 @@ def _train_group(
         return dict.fromkeys([run.name for run in group], reason)
 
 
-def _record_crash(run: schema.Run, options: WorkerOptions) -> None:
-    """Count an attempt whose process died without a record, as after SIGKILL."""
-    folder = records.run_dir(run)
-    facts = records.read_facts(folder)
-    if facts.get("status") == "running" and not lock.is_alive(folder):
-        records.write_facts(folder, crashed_in=[*facts.get("crashed_in", []), options.submission])
-
-
 def _record_failure(
     group: list[schema.Run], error: Exception, options: WorkerOptions, failures: _Failures
 ) -> str:
@@ -371,28 +362,11 @@ def _record_failure(
     if isinstance(error, lock.RunLocked):
         failures.locked.add(group[0].name)
         return str(error)
-    folder = records.run_dir(group[0])
     if distributed.is_primary():
-        filesystem.write_file(folder / "error.txt", traceback.format_exc())
-    failed_in = [*records.read_facts(folder).get("failed_in", []), options.submission]
-    writer = records.Writer(folder, distributed.is_primary())
-    writer.write_facts(status="failed", reason=message, failed_in=failed_in)
+        attempts.record_failure(group[0], message, options.submission)
     return message
 
 
 def _recorded_reason(run: schema.Run) -> str:
     """Return the recorded reason of an early end or of a useless result, or ""."""
     return records.read_facts(records.run_dir(run)).get("reason", "")
-
-
-def _has_failed(facts: dict, options: WorkerOptions) -> bool:
-    """Return True if a run has diverged or has used all its attempts of this submission.
-
-    facts: of a run that is not in training. If its status is still running,
-    its last process died without a record.
-    """
-    n_failed = facts.get("failed_in", []).count(options.submission)
-    n_crashed = facts.get("crashed_in", []).count(options.submission)
-    is_used_up = n_failed > options.retries
-    is_used_up |= n_crashed >= MAX_CRASHES and facts.get("status") == "running"
-    return is_used_up or facts.get("status") == "diverged"

@@ -263,26 +263,6 @@ def test_worker_waits_for_children_that_others_cannot_train(
         other_process.__exit__()
 
 
-def test_run_whose_process_dies_each_time_has_failed(sweep, monkeypatch):
-    """A killed process leaves the status running. After MAX_CRASHES the run is not started."""
-    started = []
-
-    def killed(run, *reports):
-        started.append(run.name)
-        records.start_run(run, flops.run_facts(run))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "train", killed)
-    options = launcher.WorkerOptions("1")
-    for _ in range(launcher.MAX_CRASHES + 1):
-        with pytest.raises(KeyboardInterrupt):
-            launcher.run_pending(sweep[2:3], options=options)
-    launcher.run_pending(sweep[2:3], options=options)
-    assert len(started) == launcher.MAX_CRASHES + 1
-    with pytest.raises(KeyboardInterrupt):
-        launcher.run_pending(sweep[2:3])  # another submission starts it again
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
