@@ -12,6 +12,7 @@ listing is always consistent. In a bucket, an append-only file is stored as one 
 
 import concurrent.futures
 import contextlib
+import errno
 import glob
 import gzip
 import os
@@ -31,6 +32,13 @@ N_READERS = 32  # objects that are downloaded at the same time
 INTERRUPTED_SECONDS = 5.0  # a younger temporary file may belong to another container
 ABANDONED_SECONDS = 3600.0  # no write of such a file takes longer
 MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
+# Errors of a disk or process, after which a repetition continues the run -> remedy. Other errors of
+# a file need another path.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space"),
+    **dict.fromkeys((errno.EFBIG, errno.EMFILE, errno.ENFILE), "Raise the limit of ulimit"),
+    **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "Repair the disk"),
+}
 COMPRESSED = ".gz"  # end of the name of a compressed file of lines
 SKIPPED_FOLDERS = (
     run_files.CHECKPOINTS,
@@ -65,6 +73,11 @@ def open_path(name: str | os.PathLike) -> Path:
         # A cached listing would hide objects that other processes write.
         fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
     return typing.cast(Path, epath.Path(text))  # another class with the same methods
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return True for an error of the disk or the process, which affects all runs."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def is_remote(path: str | os.PathLike) -> bool:

@@ -192,6 +192,7 @@ class _Failures:
 
     locked: set[str] = dataclasses.field(default_factory=set)  # another process got the lock first
     unvmapped: set[str] = dataclasses.field(default_factory=set)  # their common program failed
+    unrecorded: set[str] = dataclasses.field(default_factory=set)  # their failure is in no file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +224,7 @@ def run_pending(
 
     Any number of processes may call this function at the same time. The process that holds the lock
     of a run trains it. A run that diverges or fails is recorded as such, and the sweep continues. A
-    signal, a full disk or a read-only disk stops the sweep. The same call continues it. With
+    signal, a failed disk or the end of the output stops the sweep. The same call continues it. With
     options.wait a process waits for runs that can become ready, and takes over runs whose process
     has died.
 
@@ -259,10 +260,20 @@ def ready(runs: list[schema.Run], options: WorkerOptions) -> Iterator[schema.Run
     run and its related runs wait until no other run can start or is in training. A run that has
     diverged or failed too often is never ready, nor are its descendants.
     """
-    return (run for run, state in _run_states(runs, options) if state == "ready")
+    return _ready_runs(runs, options, _Failures())
 
 
-def _run_states(runs: list[schema.Run], options: WorkerOptions) -> Iterator[tuple[schema.Run, str]]:
+def _ready_runs(
+    runs: list[schema.Run], options: WorkerOptions, failures: _Failures
+) -> Iterator[schema.Run]:
+    """Yield the runs of `ready` that this process can select."""
+    states = _run_states(runs, options, failures)
+    return (run for run, state in states if state == "ready" and run.name not in failures.locked)
+
+
+def _run_states(
+    runs: list[schema.Run], options: WorkerOptions, failures: _Failures
+) -> Iterator[tuple[schema.Run, str]]:
     """Yield the unfinished runs that this submission can still train, in training order.
 
     The state of each is ready, training (in another process), child (of an unfinished parent) or
@@ -270,14 +281,15 @@ def _run_states(runs: list[schema.Run], options: WorkerOptions) -> Iterator[tupl
     """
     by_name = {run.name: run for run in runs}
     related = prediction.related_runs(runs)
-    unreachable: set[str] = set()
+    unreachable = set(failures.unrecorded)
     has_unrelated_pending = False
     for run in run_order.topological_order(runs):
         folder = records.run_dir(run)
         facts = records.read_facts(folder)
         is_training = facts.get("status") == "running" and lock.is_alive(folder)
         has_failed = attempts.has_failed(facts, options.submission, options.retries)
-        if run.start.run in unreachable or (has_failed and not is_training):
+        has_failed = run.name in unreachable or (has_failed and not is_training)
+        if has_failed or run.start.run in unreachable:
             unreachable.add(run.name)
             continue
         if records.is_finished(run):
@@ -307,17 +319,17 @@ def _select_next(
 
     Write the prediction before the first related run of the predicted run starts.
     """
-    ready_runs = (run for run in ready(runs, options) if run.name not in failures.locked)
+    ready_runs = _ready_runs(runs, options, failures)
     group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, failures.unvmapped)
     prediction.update_records(runs, {run.name for run in group}, sweep_folder(runs))
-    return [run.name for run in group], not group and _should_wait(runs, options)
+    return [run.name for run in group], not group and _should_wait(runs, options, failures)
 
 
-def _should_wait(runs: list[schema.Run], options: WorkerOptions) -> bool:
+def _should_wait(runs: list[schema.Run], options: WorkerOptions, failures: _Failures) -> bool:
     """Return True if a process without a ready run should wait: see WorkerOptions.wait."""
     if options.wait == "never":
         return False
-    states = [state for _, state in _run_states(runs, options)]
+    states = [state for _, state in _run_states(runs, options, failures)]
     n_training = states.count("training")
     if options.wait == "always":
         return n_training > 0 or "ready" in states
@@ -332,20 +344,21 @@ def _train_group(
     failures: _Failures,
 ) -> dict[str, str]:
     """Train runs in one program. Return, for each name, the reason of an early end, or ""."""
-    if distributed.is_primary():
-        for run in group:
-            attempts.record_crash(run, options.submission)
     try:
+        for run in group if distributed.is_primary() else []:
+            attempts.record_crash(run, options.submission)
         if len(group) == 1:
             loop.train(group[0], *(functools.partial(report, group[0]) for report in reports))
         else:
             vmapped_runs.train_vmapped(group, *reports)
         return {run.name: _recorded_reason(run) for run in group}
-    except OSError:  # a disk that is full or read-only affects all runs
-        raise
     except loop.Diverged as error:
         return {group[0].name: str(error)}
+    except BrokenPipeError:  # the reader of the output has ended
+        raise
     except Exception as error:
+        if filesystem.is_disk_error(error):
+            raise
         reason = _record_failure(group, error, options, failures)
         return dict.fromkeys([run.name for run in group], reason)
 
@@ -362,8 +375,13 @@ def _record_failure(
     if isinstance(error, lock.RunLocked):
         failures.locked.add(group[0].name)
         return str(error)
-    if distributed.is_primary():
-        attempts.record_failure(group[0], message, options.submission)
+    try:
+        if distributed.is_primary():
+            attempts.record_failure(group[0], message, options.submission)
+    except OSError as record_error:
+        if filesystem.is_disk_error(record_error):
+            raise
+        failures.unrecorded.add(group[0].name)
     return message
 
 
