@@ -9,6 +9,7 @@ The state of a sweep is its folder: `run_pending` continues where an earlier cal
 do not start the JAX runtime, so a login node can call them.
 """
 
+import collections
 import dataclasses
 import datetime
 import functools
@@ -77,13 +78,13 @@ def validate_names(runs: list[schema.Run]) -> None:
     if not runs:
         raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
     sweep_folder(runs)
-    names = [run.name for run in runs]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    counts = collections.Counter(run.name for run in runs)
+    duplicates = sorted(name for name, n_runs in counts.items() if n_runs > 1)
     if duplicates:
         raise ValueError(
             f"name={', '.join(duplicates)} is the name of two runs. Give each run a unique name."
         )
-    run_files.check_distinct_names(names)
+    run_files.check_distinct_names(list(counts))
     if sum(run.is_prediction_target for run in runs) > 1:
         raise ValueError(
             "is_prediction_target=True in more than one run. A sweep predicts at most one run."
@@ -187,9 +188,10 @@ def pending(runs: list[schema.Run]) -> list[schema.Run]:
 
 
 @dataclasses.dataclass
-class _Failures:
-    """Runs that one call of `run_pending` does not select as usual, by name."""
+class _Memory:
+    """Names of runs that one call of `run_pending` remembers."""
 
+    finished: set[str] = dataclasses.field(default_factory=set)  # their records are not read again
     locked: set[str] = dataclasses.field(default_factory=set)  # another process got the lock first
     unvmapped: set[str] = dataclasses.field(default_factory=set)  # their common program failed
     unrecorded: set[str] = dataclasses.field(default_factory=set)  # their failure is in no file
@@ -233,22 +235,20 @@ def run_pending(
     on_evaluation: called with the run and each row of evals.jsonl.
     """
     options = options or WorkerOptions()
-    failures = _Failures()
+    memory = _Memory()
     by_name = {run.name: run for run in runs}
     while True:
-        names, should_wait = distributed.run_on_primary(
-            lambda: _select_next(runs, options, failures)
-        )
+        names, should_wait = distributed.run_on_primary(lambda: _select_next(runs, options, memory))
         if names:
             group = [by_name[name] for name in names]
             for run in group:
                 on_start(run)
-            reasons = _train_group(group, (on_metrics, on_evaluation), options, failures)
+            reasons = _train_group(group, (on_metrics, on_evaluation), options, memory)
             for run in group:
                 on_end(run, reasons[run.name])
         elif should_wait:
             time.sleep(WAIT_SECONDS)
-            failures.locked.clear()  # the process that trained them may have died
+            memory.locked.clear()  # the process that trained them may have died
         else:
             return
 
@@ -260,30 +260,32 @@ def ready(runs: list[schema.Run], options: WorkerOptions) -> Iterator[schema.Run
     run and its related runs wait until no other run can start or is in training. A run that has
     diverged or failed too often is never ready, nor are its descendants.
     """
-    return _ready_runs(runs, options, _Failures())
+    return _ready_runs(runs, options, _Memory())
 
 
 def _ready_runs(
-    runs: list[schema.Run], options: WorkerOptions, failures: _Failures
+    runs: list[schema.Run], options: WorkerOptions, memory: _Memory
 ) -> Iterator[schema.Run]:
     """Yield the runs of `ready` that this process can select."""
-    states = _run_states(runs, options, failures)
-    return (run for run, state in states if state == "ready" and run.name not in failures.locked)
+    states = _run_states(runs, options, memory)
+    return (run for run, state in states if state == "ready" and run.name not in memory.locked)
 
 
 def _run_states(
-    runs: list[schema.Run], options: WorkerOptions, failures: _Failures
+    runs: list[schema.Run], options: WorkerOptions, memory: _Memory
 ) -> Iterator[tuple[schema.Run, str]]:
     """Yield the unfinished runs that this submission can still train, in training order.
 
     The state of each is ready, training (in another process), child (of an unfinished parent) or
     related (to the predicted run, while other runs are unfinished).
     """
-    by_name = {run.name: run for run in runs}
+    names = {run.name for run in runs}
     related = prediction.related_runs(runs)
-    unreachable = set(failures.unrecorded)
+    unreachable = set(memory.unrecorded)
     has_unrelated_pending = False
     for run in run_order.topological_order(runs):
+        if run.name in memory.finished:
+            continue
         folder = records.run_dir(run)
         facts = records.read_facts(folder)
         is_training = facts.get("status") == "running" and lock.is_alive(folder)
@@ -293,15 +295,15 @@ def _run_states(
             unreachable.add(run.name)
             continue
         if records.is_finished(run):
+            memory.finished.add(run.name)
             continue
-        parent = by_name.get(run.start.run)
         is_related = run.name in related
         has_unrelated_pending = has_unrelated_pending or not is_related
         if is_training or lock.is_alive(folder):
             yield run, "training"
         elif is_related and has_unrelated_pending:
             yield run, "related"
-        elif parent is not None and not records.is_finished(parent):
+        elif run.start.run in names and run.start.run not in memory.finished:
             yield run, "child"
         else:
             yield run, "ready"
@@ -313,23 +315,23 @@ def _parent(run: schema.Run, by_name: dict[str, schema.Run]) -> schema.Run:
 
 
 def _select_next(
-    runs: list[schema.Run], options: WorkerOptions, failures: _Failures
+    runs: list[schema.Run], options: WorkerOptions, memory: _Memory
 ) -> tuple[list[str], bool]:
     """Return the names of the runs to train next in one program, and True to wait without one.
 
     Write the prediction before the first related run of the predicted run starts.
     """
-    ready_runs = _ready_runs(runs, options, failures)
-    group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, failures.unvmapped)
+    ready_runs = _ready_runs(runs, options, memory)
+    group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, memory.unvmapped)
     prediction.update_records(runs, {run.name for run in group}, sweep_folder(runs))
-    return [run.name for run in group], not group and _should_wait(runs, options, failures)
+    return [run.name for run in group], not group and _should_wait(runs, options, memory)
 
 
-def _should_wait(runs: list[schema.Run], options: WorkerOptions, failures: _Failures) -> bool:
+def _should_wait(runs: list[schema.Run], options: WorkerOptions, memory: _Memory) -> bool:
     """Return True if a process without a ready run should wait: see WorkerOptions.wait."""
     if options.wait == "never":
         return False
-    states = [state for _, state in _run_states(runs, options, failures)]
+    states = [state for _, state in _run_states(runs, options, memory)]
     n_training = states.count("training")
     if options.wait == "always":
         return n_training > 0 or "ready" in states
@@ -341,7 +343,7 @@ def _train_group(
     group: list[schema.Run],
     reports: tuple[vmapped_runs.Report, vmapped_runs.Report],
     options: WorkerOptions,
-    failures: _Failures,
+    memory: _Memory,
 ) -> dict[str, str]:
     """Train runs in one program. Return, for each name, the reason of an early end, or ""."""
     try:
@@ -359,21 +361,21 @@ def _train_group(
     except Exception as error:
         if filesystem.is_disk_error(error):
             raise
-        reason = _record_failure(group, error, options, failures)
+        reason = _record_failure(group, error, options, memory)
         return dict.fromkeys([run.name for run in group], reason)
 
 
 def _record_failure(
-    group: list[schema.Run], error: Exception, options: WorkerOptions, failures: _Failures
+    group: list[schema.Run], error: Exception, options: WorkerOptions, memory: _Memory
 ) -> str:
     """Record an error of `_train_group`. Return it as one line."""
     message = f"{type(error).__name__}: {error}"
     if len(group) > 1:
         # The error does not name its run. Each run is trained in its own program to find it.
-        failures.unvmapped |= {run.name for run in group}
+        memory.unvmapped |= {run.name for run in group}
         return f"will be trained in its own program after {message}"
     if isinstance(error, lock.RunLocked):
-        failures.locked.add(group[0].name)
+        memory.locked.add(group[0].name)
         return str(error)
     try:
         if distributed.is_primary():
@@ -381,7 +383,7 @@ def _record_failure(
     except OSError as record_error:
         if filesystem.is_disk_error(record_error):
             raise
-        failures.unrecorded.add(group[0].name)
+        memory.unrecorded.add(group[0].name)
     return message
 
 

@@ -1,5 +1,6 @@
 """Order, prediction, failures and files of a sweep."""
 
+import collections
 import dataclasses
 import errno
 import json
@@ -217,6 +218,22 @@ def test_locked_runs_are_skipped_and_prediction_waits(sweep, monkeypatch):
 def write_done(run: schema.Run) -> None:
     records.start_run(run, flops.run_facts(run))
     records.write_facts(records.run_dir(run), status="done")
+
+
+def test_records_of_a_finished_run_are_read_once(tiny, monkeypatch):
+    runs = [dataclasses.replace(tiny, name=f"s/{number}") for number in range(20)]
+    runs[1:] = [dataclasses.replace(run, start=schema.Start(run="s/0")) for run in runs[1:]]
+    n_reads, is_finished = collections.Counter(), records.is_finished
+
+    def count_finished(run: schema.Run) -> bool:
+        if has_finished := is_finished(run):
+            n_reads[run.name] += 1
+        return has_finished
+
+    monkeypatch.setattr(records, "is_finished", count_finished)
+    monkeypatch.setattr(loop, "train", lambda run, *reports: write_done(run))
+    launcher.run_pending(runs, options=launcher.WorkerOptions("1", wait="always"))
+    assert n_reads == {run.name: 1 for run in runs}
 
 
 def test_waiting_worker_takes_over_a_run_that_died(sweep, monkeypatch):
