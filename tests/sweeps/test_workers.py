@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from fixtures import commands
 
 from lm.runs import records
 from lm.sweeps import workers
@@ -251,6 +252,29 @@ def check_all_done(folder: pathlib.Path, n: int, n_restarts: int) -> None:
         assert row["attempts"] > 1 or steps == sorted(set(steps))
     assert sum(row["attempts"] - 1 for row in rows) == n_restarts
     assert records.read_facts(folder / "runs/s/03")["parent.step"] == 120
+
+
+@pytest.mark.parametrize(
+    ("n_runs", "shares"), [(4, ["0", "1", "2"]), (2, ["0,1", "2,3"]), (1, ["0,1,2,3"])]
+)
+def test_devices_are_divided_among_the_pending_runs(folder, monkeypatch, n_runs, shares):
+    """Of four runs, three are parallel: a run waits for its parent."""
+    started = []
+
+    def run_local(command: list[str], environments: list[dict], *_) -> None:
+        started.append((command[-3:], [environment[GPU] for environment in environments]))
+        raise ValueError("the workers would start")
+
+    monkeypatch.setattr(workers, "count_devices", lambda: workers.Devices("gpu", 4))
+    monkeypatch.setattr(workers, "run_planner", lambda command, environments: 0)
+    monkeypatch.setattr(workers, "run_local", run_local)
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    result = commands.run_command(folder, "sweep", f"--sweep=sweep.py:{n_runs}", "--jobs=8")
+    assert "the workers would start" in result.stderr
+    (flags, used_shares) = started[0]
+    assert used_shares == shares and flags[0] == f"--jobs={len(shares)}"
+    assert flags[2] == f"--worker_devices=gpu:{4 // len(shares)}"
 
 
 @pytest.mark.slow
