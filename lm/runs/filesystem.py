@@ -193,6 +193,18 @@ def read_lines(path: Path) -> list[str]:
     return list(dict.fromkeys(lines))  # a line may be in a part and in the collected object
 
 
+def count_lines(path: Path) -> int:
+    """Return the number of lines that `read_lines` returns. A local file is read in chunks."""
+    if is_remote(path):
+        return len(read_lines(path))
+    n_lines, last = len(_split_lines(_read_compressed(path))), b"\n"
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            n_lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    return n_lines + (last != b"\n")
+
+
 def last_append_time(path: Path) -> float:
     """Return the time of the last append in seconds since 1970, 0 if it is unknown."""
     if is_remote(path):
