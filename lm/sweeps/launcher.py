@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import functools
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,7 +169,7 @@ def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> 
     request = {
         "sweep": sweep,
         "runs": [run.name for run in runs],
-        "command": f"uv run python -m experiments.sweep --sweep={sweep}",
+        "command": f"uv run python -m experiments.sweep {shlex.quote(f'--sweep={sweep}')}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     json_files.write_record(folder / "sweep.json", request)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import errno
 import json
+import shlex
 
 import jax
 import pytest
@@ -392,6 +393,14 @@ def test_sweep_files_are_written(sweep):
     folder = launcher.sweep_folder(sweep)
     assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
     assert json_files.read_object(folder / "plan.json")["runs"][0]["seconds"] == 1.0
+
+
+@pytest.mark.parametrize("location", ["configs/x.py:2", "my sweep.py", "a&b/$HOME.py:'x'"])
+def test_stored_command_is_quoted_for_a_shell(sweep, location):
+    launcher.write_sweep_files(location, sweep, [])
+    request = json_files.read_object(launcher.sweep_folder(sweep) / "sweep.json")
+    assert shlex.split(request["command"])[-2:] == ["experiments.sweep", f"--sweep={location}"]
+    assert request["sweep"] == location
 
 
 def test_max_epochs_are_those_of_the_longest_run(sweep):
