@@ -1,6 +1,7 @@
 """Attempts of a run that failed or whose process was killed."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -122,3 +123,53 @@ def test_other_worker_continues_a_failed_run_at_once(run, monkeypatch):
     launcher.run_pending([run], options=launcher.WorkerOptions("1"))
     assert read_fact(run, "status") == "running" and read_fact(run, "failed_in") is None
     run_lock.__exit__()
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE]
+)
+def test_failed_disk_or_output_stops_the_sweep(run, monkeypatch, number):
+    def fail(run, *reports):
+        raise OSError(number, "no file can be written")
+
+    monkeypatch.setattr(loop, "train", fail)
+    with pytest.raises(OSError, match="no file can be written"):
+        launcher.run_pending([run])
+    assert read_fact(run, "status") is None
+
+
+@pytest.mark.parametrize("can_record", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"),
+        PermissionError(errno.EACCES, "Permission denied", "a.txt"),
+        TimeoutError("the source does not respond"),
+    ],
+)
+def test_file_error_of_one_run_does_not_stop_the_sweep(run, monkeypatch, error, can_record):
+    """A run whose folder cannot be written is not selected again."""
+    child = dataclasses.replace(run, name="s/child", start=schema.Start(run="s/a"))
+    runs, reasons, started = [run, dataclasses.replace(run, name="s/b"), child], {}, []
+
+    def train(run, *reports):
+        started.append(run.name)
+        if run.name == "s/a":
+            raise error
+        finish(run)
+
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "error.txt")
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(launcher.time, "sleep", lambda seconds: pytest.fail("the worker waits"))
+    if not can_record:
+        monkeypatch.setattr(lock, "RunLock", fail)
+    launcher.run_pending(
+        runs,
+        on_end=lambda run, reason: reasons.update({run.name: reason}),
+        options=launcher.WorkerOptions("1", wait="always"),
+    )
+    assert started == ["s/a", "s/b"]
+    assert reasons == {"s/a": f"{type(error).__name__}: {error}", "s/b": ""}
+    assert read_fact(run, "status") == ("failed" if can_record else None)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import errno
 import json
 import shlex
 
@@ -306,57 +305,6 @@ def test_configs_are_checked_without_devices_or_text(sweep, change, message, mon
     change(sweep)
     with pytest.raises(ValueError, match=message):
         launcher.validate_configs(sweep, 8)
-
-
-@pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE]
-)
-def test_failed_disk_or_output_stops_the_sweep(sweep, monkeypatch, number):
-    def fail(run, *reports):
-        raise OSError(number, "no file can be written")
-
-    monkeypatch.setattr(loop, "train", fail)
-    with pytest.raises(OSError, match="no file can be written"):
-        launcher.run_pending(sweep)
-    assert "status" not in records.read_facts(records.run_dir(sweep[0]))
-
-
-@pytest.mark.parametrize("can_record", [True, False])
-@pytest.mark.parametrize(
-    "error",
-    [
-        FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"),
-        PermissionError(errno.EACCES, "Permission denied", "a.txt"),
-        TimeoutError("the source does not respond"),
-    ],
-)
-def test_file_error_of_one_run_does_not_stop_the_sweep(sweep, monkeypatch, error, can_record):
-    """A run whose folder cannot be written is not selected again."""
-    child = dataclasses.replace(sweep[3], name="s/child", start=schema.Start(run="s/c"))
-    runs, reasons, started = [*sweep[2:], child], {}, []
-
-    def train(run, *reports):
-        started.append(run.name)
-        if run.name == "s/c":
-            raise error
-        write_done(run)
-
-    def fail(*_):
-        raise PermissionError(errno.EACCES, "Permission denied", "error.txt")
-
-    monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(launcher.time, "sleep", lambda seconds: pytest.fail("the worker waits"))
-    if not can_record:
-        monkeypatch.setattr(lock, "RunLock", fail)
-    launcher.run_pending(
-        runs,
-        on_end=lambda run, reason: reasons.update({run.name: reason}),
-        options=launcher.WorkerOptions("1", wait="always"),
-    )
-    assert started == ["s/c", "s/d", "s/e"]
-    assert reasons == {"s/c": f"{type(error).__name__}: {error}", "s/d": "", "s/e": ""}
-    status = records.read_facts(records.run_dir(sweep[2])).get("status")
-    assert status == ("failed" if can_record else None)
 
 
 @pytest.mark.parametrize(
