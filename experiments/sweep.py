@@ -263,8 +263,7 @@ def submit_jobs(runs: list[schema.Run]) -> int:
     target = hardware.parse_target(_TARGET.value) if _TARGET.value else None
     launcher.validate_configs(runs, target.n_devices if target else 0)
     folder = launcher.sweep_folder(runs)
-    pending = launcher.pending(runs)
-    if not pending:
+    if not (pending := launcher.pending(runs)):
         console.print_line(f"all {len(runs)} runs are done")
         return print_results(folder)
     options = slurm.JobOptions(
@@ -294,23 +293,24 @@ def run_workers(runs: list[schema.Run]) -> int:
     The plan is made in a process that ends before the workers start, because a GPU or TPU that it
     uses is not free for them. Raises preemption.Interrupted if a signal stopped a worker.
     """
-    from lm.sweeps import launcher, workers
+    from lm.sweeps import launcher, run_order, workers
     from lm.training import preemption
 
     check_single_process()
     launcher.validate_names(runs)
+    pending = launcher.pending(runs)
+    n_workers = max(1, min(_JOBS.value, run_order.max_parallel_runs(pending)))
     devices = workers.count_devices()
-    environments = workers.split_devices(devices, _JOBS.value, os.environ)
-    command = [sys.executable, *sys.orig_argv[1:]]
-    status = workers.run_planner([*command, "--only_plan"], environments)
-    if status:
+    environments = workers.split_devices(devices, n_workers, os.environ)
+    command = [sys.executable, *sys.orig_argv[1:], f"--jobs={n_workers}"]
+    if status := workers.run_planner([*command, "--only_plan"], environments):
         return status
     folder = launcher.sweep_folder(runs)
-    if not launcher.pending(runs):
+    if not pending:
         return print_results(folder)
     command.append(f"--worker={secrets.token_hex(4)}")
     if devices.platform != "cpu":
-        command.append(f"--worker_devices={devices.platform}:{devices.number // _JOBS.value}")
+        command.append(f"--worker_devices={devices.platform}:{devices.number // n_workers}")
     with progress_view.LiveStatus(folder) as live_status:
         statuses = workers.run_local(command, environments, folder / "workers", live_status.update)
     for index, status in enumerate(statuses):

@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments.common import config_files, printed_warnings
 from lm.config import fields, schema
-from lm.runs import provenance
+from lm.runs import filesystem, provenance
 
 # malloc reuses the large buffers of a train step, in huge pages if the kernel allows them. Free
 # memory is in one arena per core: with glibc's eight arenas per core a process uses 10% more.
@@ -31,12 +31,6 @@ MAX_MESSAGE = 4000  # characters of an error message
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of the output has ended
 CHANGES_FLAG = "config_changes"  # internal flag with the values of --config.FIELD
 USAGE_RUN = "config.json is missing. Pass a directory below runs/."
-# Errors after which a repetition continues the run -> remedy. Other errors need another path.
-DISK_ERRORS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space"),
-    **dict.fromkeys((errno.EFBIG, errno.EMFILE, errno.ENFILE), "Raise the limit of ulimit"),
-    **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "Repair the disk"),
-}
 # Packages of buckets, whose errors are no OSError. They repeat a failed request before.
 BUCKET_MODULES = ("gcsfs", "aiohttp", "google", "requests", "urllib3")
 # Functions that `run_main` calls with the exit status before it ends a failed command.
@@ -182,12 +176,12 @@ def check_numbers(values: flags.FlagValues) -> None:
 
 def _describe_os_error(error: OSError) -> str:
     """Return the message of a failed access to a file. A failed disk does not damage a run."""
-    is_nameless = error.errno in DISK_ERRORS and not error.filename
+    is_nameless = error.errno in filesystem.DISK_ERRORS and not error.filename
     name = "a file or the standard output" if is_nameless else error.filename
     problem = f"{name}: {error.strerror}" if name else str(error)
-    if error.errno is not None and error.errno not in DISK_ERRORS:
+    if error.errno is not None and error.errno not in filesystem.DISK_ERRORS:
         return problem
-    remedy = DISK_ERRORS.get(error.errno or errno.EIO, "")
+    remedy = filesystem.DISK_ERRORS.get(error.errno or errno.EIO, "")
     return f"{problem}. Saved files are intact. {remedy} and repeat the command to continue."
 
 
@@ -313,7 +307,7 @@ def load_run(folder: str | None, allow_paths: Sequence[str] = ()) -> schema.Run:
     import JAX, so a wrong folder is rejected at once.
     """
     from lm.data.sources import path_permissions
-    from lm.runs import filesystem, records
+    from lm.runs import records
 
     if not folder:
         raise ValueError("--run=FOLDER is missing, such as --run=runs/quickstart/600K")
@@ -328,8 +322,6 @@ def load_run(folder: str | None, allow_paths: Sequence[str] = ()) -> schema.Run:
 
 def check_has_runs(folder: str) -> None:
     """Raise ValueError unless a folder, the value of the flag --dir, contains a run."""
-    from lm.runs import filesystem
-
     if not filesystem.find_files(filesystem.open_path(folder), "config.json"):
         raise ValueError(
             f"--dir={folder} contains no runs. Name the folder of a sweep, such as"
@@ -343,7 +335,7 @@ def make_run_folders(runs: list[schema.Run]) -> None:
     Raises ValueError that names the field, or the run directory that contains another one. The
     function does not import JAX.
     """
-    from lm.runs import filesystem, records
+    from lm.runs import records
 
     for run in runs:
         filesystem.check_not_nested(records.run_dir(run))

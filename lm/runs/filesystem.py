@@ -12,6 +12,7 @@ listing is always consistent. In a bucket, an append-only file is stored as one 
 
 import concurrent.futures
 import contextlib
+import errno
 import glob
 import gzip
 import os
@@ -31,6 +32,13 @@ N_READERS = 32  # objects that are downloaded at the same time
 INTERRUPTED_SECONDS = 5.0  # a younger temporary file may belong to another container
 ABANDONED_SECONDS = 3600.0  # no write of such a file takes longer
 MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
+# Errors of a disk or process, after which a repetition continues the run -> remedy. Other errors of
+# a file need another path.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space"),
+    **dict.fromkeys((errno.EFBIG, errno.EMFILE, errno.ENFILE), "Raise the limit of ulimit"),
+    **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "Repair the disk"),
+}
 COMPRESSED = ".gz"  # end of the name of a compressed file of lines
 SKIPPED_FOLDERS = (
     run_files.CHECKPOINTS,
@@ -75,6 +83,11 @@ def user_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     base = environment.get("XDG_CACHE_HOME", "")
     folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     return folder / "lm-scaling"
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return True for an error of the disk or the process, which affects all runs."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -188,6 +201,18 @@ def read_lines(path: Path) -> list[str]:
     texts = _read_compressed(path), _text_or_empty(path), "".join(parts)
     lines = [line for text in texts for line in _split_lines(text)]
     return list(dict.fromkeys(lines))  # a line may be in a part and in the collected object
+
+
+def count_lines(path: Path) -> int:
+    """Return the number of lines that `read_lines` returns. A local file is read in chunks."""
+    if is_remote(path):
+        return len(read_lines(path))
+    n_lines, last = len(_split_lines(_read_compressed(path))), b"\n"
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            n_lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    return n_lines + (last != b"\n")
 
 
 def last_append_time(path: Path) -> float:

@@ -41,16 +41,18 @@ class RunLock:
     """The lock of one run, with a heartbeat in a thread.
 
     Entering raises RunLocked if another process trains the run. If the lock file disappears, the
-    process ends with status EXIT_LOCK_LOST. path: the lock file.
+    process ends with status EXIT_LOCK_LOST. path: the lock file. n_replaced: number of lock files
+    of dead processes that this lock has replaced. Only one lock replaces such a file.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = filesystem.open_path(folder)
         self.path = self.folder / f"lock-{os.getpid()}-{secrets.token_hex(4)}"
+        self.n_replaced = 0
         self._exited = threading.Event()
 
     def __enter__(self) -> "RunLock":
-        _acquire(self.path)
+        self.n_replaced = _acquire(self.path)
         self._thread = threading.Thread(target=self._send_heartbeats, daemon=True, name="lock")
         self._thread.start()
         return self
@@ -104,8 +106,8 @@ def _write_stacks(file: Path, message: str) -> None:
             pass  # the disk may be the reason for the exit
 
 
-def _acquire(path: Path) -> None:
-    """Acquire the lock with the lock file `path`.
+def _acquire(path: Path) -> int:
+    """Acquire the lock with the lock file `path`. Return the number of dead locks it replaces.
 
     The lock is acquired once no other lock is alive. Of several processes that acquire it at the
     same time, only the first by file name retains its file. Raises RunLocked if another process
@@ -116,11 +118,12 @@ def _acquire(path: Path) -> None:
         others = _other_lock_files(path)
         living = [other for other in others if _is_alive(other)]
         if not living:
-            for other in others:
+            dead = [other for other in others if other.exists()]
+            for other in dead:
                 other.unlink(missing_ok=True)
             _remove_interrupted_writes(path.parent)
             filesystem.write_file(path, _lock_contents(held=True))
-            return
+            return len(dead)
         if any(_read_owner(other).get("held", True) for other in living):
             break
         if path.name > min(living).name:

@@ -9,12 +9,13 @@ The state of a sweep is its folder: `run_pending` continues where an earlier cal
 do not start the JAX runtime, so a login node can call them.
 """
 
+import collections
 import dataclasses
 import datetime
 import functools
 import secrets
+import shlex
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -27,12 +28,11 @@ from lm.data.tokenization import run_tokenizer
 from lm.evaluation import tasks
 from lm.parallel import distributed, mesh
 from lm.runs import filesystem, json_files, lock, records
-from lm.sweeps import prediction, run_order
+from lm.sweeps import attempts, prediction, run_order
 from lm.training import loop, trackers, vmapped_runs, warm_start
 from lm.training.checkpointing import checkpoint_retention
 
 WAIT_SECONDS = 3.0  # between two checks of a process that waits for other processes
-MAX_CRASHES = 3  # restarts of a run in one submission after its process died without a record
 
 
 def validate_sweep(runs: list[schema.Run], report: Callable | None = None) -> None:
@@ -79,13 +79,13 @@ def validate_names(runs: list[schema.Run]) -> None:
     if not runs:
         raise ValueError("the sweep has no runs. get_sweep must yield at least one run.")
     sweep_folder(runs)
-    names = [run.name for run in runs]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    counts = collections.Counter(run.name for run in runs)
+    duplicates = sorted(name for name, n_runs in counts.items() if n_runs > 1)
     if duplicates:
         raise ValueError(
             f"name={', '.join(duplicates)} is the name of two runs. Give each run a unique name."
         )
-    run_files.check_distinct_names(names)
+    run_files.check_distinct_names(list(counts))
     if sum(run.is_prediction_target for run in runs) > 1:
         raise ValueError(
             "is_prediction_target=True in more than one run. A sweep predicts at most one run."
@@ -169,7 +169,7 @@ def write_sweep_files(sweep: str, runs: list[schema.Run], costs: list[dict]) -> 
     request = {
         "sweep": sweep,
         "runs": [run.name for run in runs],
-        "command": f"uv run python -m experiments.sweep --sweep={sweep}",
+        "command": f"uv run python -m experiments.sweep {shlex.quote(f'--sweep={sweep}')}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     json_files.write_record(folder / "sweep.json", request)
@@ -189,11 +189,13 @@ def pending(runs: list[schema.Run]) -> list[schema.Run]:
 
 
 @dataclasses.dataclass
-class _Failures:
-    """Runs that one call of `run_pending` does not select as usual, by name."""
+class _Memory:
+    """Names of runs that one call of `run_pending` remembers."""
 
+    finished: set[str] = dataclasses.field(default_factory=set)  # their records are not read again
     locked: set[str] = dataclasses.field(default_factory=set)  # another process got the lock first
     unvmapped: set[str] = dataclasses.field(default_factory=set)  # their common program failed
+    unrecorded: set[str] = dataclasses.field(default_factory=set)  # their failure is in no file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +227,7 @@ def run_pending(
 
     Any number of processes may call this function at the same time. The process that holds the lock
     of a run trains it. A run that diverges or fails is recorded as such, and the sweep continues. A
-    signal, a full disk or a read-only disk stops the sweep. The same call continues it. With
+    signal, a failed disk or the end of the output stops the sweep. The same call continues it. With
     options.wait a process waits for runs that can become ready, and takes over runs whose process
     has died.
 
@@ -234,22 +236,20 @@ def run_pending(
     on_evaluation: called with the run and each row of evals.jsonl.
     """
     options = options or WorkerOptions()
-    failures = _Failures()
+    memory = _Memory()
     by_name = {run.name: run for run in runs}
     while True:
-        names, should_wait = distributed.run_on_primary(
-            lambda: _select_next(runs, options, failures)
-        )
+        names, should_wait = distributed.run_on_primary(lambda: _select_next(runs, options, memory))
         if names:
             group = [by_name[name] for name in names]
             for run in group:
                 on_start(run)
-            reasons = _train_group(group, (on_metrics, on_evaluation), options, failures)
+            reasons = _train_group(group, (on_metrics, on_evaluation), options, memory)
             for run in group:
                 on_end(run, reasons[run.name])
         elif should_wait:
             time.sleep(WAIT_SECONDS)
-            failures.locked.clear()  # the process that trained them may have died
+            memory.locked.clear()  # the process that trained them may have died
         else:
             return
 
@@ -261,36 +261,50 @@ def ready(runs: list[schema.Run], options: WorkerOptions) -> Iterator[schema.Run
     run and its related runs wait until no other run can start or is in training. A run that has
     diverged or failed too often is never ready, nor are its descendants.
     """
-    return (run for run, state in _run_states(runs, options) if state == "ready")
+    return _ready_runs(runs, options, _Memory())
 
 
-def _run_states(runs: list[schema.Run], options: WorkerOptions) -> Iterator[tuple[schema.Run, str]]:
+def _ready_runs(
+    runs: list[schema.Run], options: WorkerOptions, memory: _Memory
+) -> Iterator[schema.Run]:
+    """Yield the runs of `ready` that this process can select."""
+    states = _run_states(runs, options, memory)
+    return (run for run, state in states if state == "ready" and run.name not in memory.locked)
+
+
+def _run_states(
+    runs: list[schema.Run], options: WorkerOptions, memory: _Memory
+) -> Iterator[tuple[schema.Run, str]]:
     """Yield the unfinished runs that this submission can still train, in training order.
 
     The state of each is ready, training (in another process), child (of an unfinished parent) or
     related (to the predicted run, while other runs are unfinished).
     """
-    by_name = {run.name: run for run in runs}
+    names = {run.name for run in runs}
     related = prediction.related_runs(runs)
-    unreachable: set[str] = set()
+    unreachable = set(memory.unrecorded)
     has_unrelated_pending = False
     for run in run_order.topological_order(runs):
+        if run.name in memory.finished:
+            continue
         folder = records.run_dir(run)
         facts = records.read_facts(folder)
         is_training = facts.get("status") == "running" and lock.is_alive(folder)
-        if run.start.run in unreachable or (not is_training and _has_failed(facts, options)):
+        has_failed = attempts.has_failed(facts, options.submission, options.retries)
+        has_failed = run.name in unreachable or (has_failed and not is_training)
+        if has_failed or run.start.run in unreachable:
             unreachable.add(run.name)
             continue
         if records.is_finished(run):
+            memory.finished.add(run.name)
             continue
-        parent = by_name.get(run.start.run)
         is_related = run.name in related
         has_unrelated_pending = has_unrelated_pending or not is_related
         if is_training or lock.is_alive(folder):
             yield run, "training"
         elif is_related and has_unrelated_pending:
             yield run, "related"
-        elif parent is not None and not records.is_finished(parent):
+        elif run.start.run in names and run.start.run not in memory.finished:
             yield run, "child"
         else:
             yield run, "ready"
@@ -302,23 +316,23 @@ def _parent(run: schema.Run, by_name: dict[str, schema.Run]) -> schema.Run:
 
 
 def _select_next(
-    runs: list[schema.Run], options: WorkerOptions, failures: _Failures
+    runs: list[schema.Run], options: WorkerOptions, memory: _Memory
 ) -> tuple[list[str], bool]:
     """Return the names of the runs to train next in one program, and True to wait without one.
 
     Write the prediction before the first related run of the predicted run starts.
     """
-    ready_runs = (run for run in ready(runs, options) if run.name not in failures.locked)
-    group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, failures.unvmapped)
+    ready_runs = _ready_runs(runs, options, memory)
+    group = vmapped_runs.select_compatible(ready_runs, options.max_vmapped, memory.unvmapped)
     prediction.update_records(runs, {run.name for run in group}, sweep_folder(runs))
-    return [run.name for run in group], not group and _should_wait(runs, options)
+    return [run.name for run in group], not group and _should_wait(runs, options, memory)
 
 
-def _should_wait(runs: list[schema.Run], options: WorkerOptions) -> bool:
+def _should_wait(runs: list[schema.Run], options: WorkerOptions, memory: _Memory) -> bool:
     """Return True if a process without a ready run should wait: see WorkerOptions.wait."""
     if options.wait == "never":
         return False
-    states = [state for _, state in _run_states(runs, options)]
+    states = [state for _, state in _run_states(runs, options, memory)]
     n_training = states.count("training")
     if options.wait == "always":
         return n_training > 0 or "ready" in states
@@ -330,69 +344,50 @@ def _train_group(
     group: list[schema.Run],
     reports: tuple[vmapped_runs.Report, vmapped_runs.Report],
     options: WorkerOptions,
-    failures: _Failures,
+    memory: _Memory,
 ) -> dict[str, str]:
     """Train runs in one program. Return, for each name, the reason of an early end, or ""."""
-    if distributed.is_primary():
-        for run in group:
-            _record_crash(run, options)
     try:
+        for run in group if distributed.is_primary() else []:
+            attempts.record_crash(run, options.submission)
         if len(group) == 1:
             loop.train(group[0], *(functools.partial(report, group[0]) for report in reports))
         else:
             vmapped_runs.train_vmapped(group, *reports)
         return {run.name: _recorded_reason(run) for run in group}
-    except OSError:  # a disk that is full or read-only affects all runs
-        raise
     except loop.Diverged as error:
         return {group[0].name: str(error)}
+    except BrokenPipeError:  # the reader of the output has ended
+        raise
     except Exception as error:
-        reason = _record_failure(group, error, options, failures)
+        if filesystem.is_disk_error(error):
+            raise
+        reason = _record_failure(group, error, options, memory)
         return dict.fromkeys([run.name for run in group], reason)
 
 
-def _record_crash(run: schema.Run, options: WorkerOptions) -> None:
-    """Count an attempt whose process died without a record, as after SIGKILL."""
-    folder = records.run_dir(run)
-    facts = records.read_facts(folder)
-    if facts.get("status") == "running" and not lock.is_alive(folder):
-        records.write_facts(folder, crashed_in=[*facts.get("crashed_in", []), options.submission])
-
-
 def _record_failure(
-    group: list[schema.Run], error: Exception, options: WorkerOptions, failures: _Failures
+    group: list[schema.Run], error: Exception, options: WorkerOptions, memory: _Memory
 ) -> str:
     """Record an error of `_train_group`. Return it as one line."""
     message = f"{type(error).__name__}: {error}"
     if len(group) > 1:
         # The error does not name its run. Each run is trained in its own program to find it.
-        failures.unvmapped |= {run.name for run in group}
+        memory.unvmapped |= {run.name for run in group}
         return f"will be trained in its own program after {message}"
     if isinstance(error, lock.RunLocked):
-        failures.locked.add(group[0].name)
+        memory.locked.add(group[0].name)
         return str(error)
-    folder = records.run_dir(group[0])
-    if distributed.is_primary():
-        filesystem.write_file(folder / "error.txt", traceback.format_exc())
-    failed_in = [*records.read_facts(folder).get("failed_in", []), options.submission]
-    writer = records.Writer(folder, distributed.is_primary())
-    writer.write_facts(status="failed", reason=message, failed_in=failed_in)
+    try:
+        if distributed.is_primary():
+            attempts.record_failure(group[0], message, options.submission)
+    except OSError as record_error:
+        if filesystem.is_disk_error(record_error):
+            raise
+        memory.unrecorded.add(group[0].name)
     return message
 
 
 def _recorded_reason(run: schema.Run) -> str:
     """Return the recorded reason of an early end or of a useless result, or ""."""
     return records.read_facts(records.run_dir(run)).get("reason", "")
-
-
-def _has_failed(facts: dict, options: WorkerOptions) -> bool:
-    """Return True if a run has diverged or has used all its attempts of this submission.
-
-    facts: of a run that is not in training. If its status is still running,
-    its last process died without a record.
-    """
-    n_failed = facts.get("failed_in", []).count(options.submission)
-    n_crashed = facts.get("crashed_in", []).count(options.submission)
-    is_used_up = n_failed > options.retries
-    is_used_up |= n_crashed >= MAX_CRASHES and facts.get("status") == "running"
-    return is_used_up or facts.get("status") == "diverged"

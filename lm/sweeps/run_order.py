@@ -4,6 +4,8 @@ run_order.topological_order(runs)
 run_order.max_parallel_runs(runs)       # more processes would wait
 """
 
+import collections
+
 from lm.config import schema
 from lm.sweeps import prediction
 
@@ -25,10 +27,12 @@ def topological_order(runs: list[schema.Run]) -> list[schema.Run]:
 def max_parallel_runs(runs: list[schema.Run]) -> int:
     """Return the number of runs that can be in training at the same time.
 
-    A run and its parent cannot. The number is therefore that of runs without a child among `runs`.
+    A run and its parent cannot, so runs with a child among `runs` do not count. The predicted run
+    and its related runs wait until the other runs have ended.
     """
-    parents = {run.start.run for run in runs}
-    return sum(run.name not in parents for run in runs)
+    parents, related = {run.start.run for run in runs}, prediction.related_runs(runs)
+    counts = collections.Counter(run.name in related for run in runs if run.name not in parents)
+    return max(counts.values(), default=0)
 
 
 def _ancestors(run: schema.Run, by_name: dict[str, schema.Run]) -> list[schema.Run]:

@@ -152,21 +152,20 @@ def run_local(
     command: of one worker. environments: variables of each worker that differ from those of this
     process. Each worker has an equal share of the CPU cores. Worker i appends its output to
     log_folder/i.log. on_poll: called twice per second. A signal to this process is sent to each
-    worker: the workers save their runs and exit.
+    worker, and after an error of on_poll each worker receives SIGTERM: the workers save their runs
+    and exit.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        workers: list[subprocess.Popen] = []
-        stack.enter_context(_forward_signals(workers))
+        workers = stack.enter_context(_forward_signals())
         for index in range(len(environments)):
             log = stack.enter_context(open(log_folder / f"{index}.log", "a", encoding="utf-8"))
-            workers.append(_start_worker(command, index, environments, log))
-        while alive := [worker for worker in workers if worker.poll() is None]:
+            workers.start(command, index, environments, log)
+        while alive := [worker for worker in workers.processes if worker.poll() is None]:
             on_poll()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 alive[0].wait(timeout=POLL_SECONDS)
-        statuses = [worker.returncode for worker in workers]
-    return [status if status >= 0 else 128 - status for status in statuses]
+    return [_exit_status(worker) for worker in workers.processes]
 
 
 def run_planner(command: list[str], environments: list[dict[str, str]]) -> int:
@@ -174,44 +173,85 @@ def run_planner(command: list[str], environments: list[dict[str, str]]) -> int:
 
     The output of the command is that of this process. The status is 128 + N after signal N.
     """
-    processes: list[subprocess.Popen] = []
-    with _forward_signals(processes):
-        with _share_of_cores(0, len(environments)):
-            processes.append(
-                subprocess.Popen(command, env=os.environ | environments[0], start_new_session=True)
+    with _forward_signals() as workers:
+        workers.start(command, 0, environments)
+        workers.wait()
+    return _exit_status(workers.processes[0])
+
+
+def _exit_status(process: subprocess.Popen) -> int:
+    """Return the exit status of a process that has ended, 128 + N after signal N."""
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+class _Workers:
+    """Worker processes, and the last signal that was sent to them, 0 without a signal."""
+
+    def __init__(self):
+        self.processes: list[subprocess.Popen] = []
+        self.signal_number = 0
+
+    def start(
+        self,
+        command: list[str],
+        index: int,
+        environments: list[dict[str, str]],
+        log: TextIO | None = None,
+    ) -> None:
+        """Start worker number `index`. log: file of its output, None for that of this process."""
+        with _share_of_cores(index, len(environments)):
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=os.environ | environments[index],
+                # A worker receives Ctrl-C from this process only, not from the terminal as well.
+                start_new_session=True,
             )
-        status = processes[0].wait()
-    return status if status >= 0 else 128 - status
+        self.processes.append(process)
+        if self.signal_number:  # the signal came before the worker
+            process.send_signal(self.signal_number)
 
+    def send(self, signal_number: int, frame=None) -> None:
+        """Send a signal to each worker, also to those that start later."""
+        self.signal_number = signal_number
+        for process in self.processes:
+            process.send_signal(signal_number)
 
-def _start_worker(
-    command: list[str], index: int, environments: list[dict[str, str]], log: TextIO
-) -> subprocess.Popen:
-    """Start the process of worker number `index`."""
-    with _share_of_cores(index, len(environments)):
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | environments[index],
-            # A worker receives Ctrl-C from this process only, and not from the terminal as well.
-            start_new_session=True,
-        )
+    def terminate(self, signal_number: int = 0, frame=None) -> None:
+        """Send SIGTERM, unless the workers stop already: a second signal would prevent the save."""
+        if not self.signal_number:
+            self.send(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Wait until all workers have ended."""
+        for process in self.processes:
+            process.wait()
 
 
 @contextlib.contextmanager
-def _forward_signals(workers: list[subprocess.Popen]) -> Iterator[None]:
-    """Send SIGINT, SIGTERM and SIGUSR1 to the workers instead of this process."""
+def _forward_signals() -> Iterator[_Workers]:
+    """Send the signals of this process to its workers. An exception terminates the workers.
 
-    def forward(signal_number: int, frame) -> None:
-        for worker in workers:
-            worker.send_signal(signal_number)
-
+    SIGINT, SIGTERM and SIGUSR1 are sent as they are. SIGHUP, the end of the terminal, becomes
+    SIGTERM, with which a worker saves its run. nohup ignores SIGHUP, which is not changed.
+    """
+    workers = _Workers()
+    handlers: dict[int, Callable] = dict.fromkeys(
+        (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), workers.send
+    )
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handlers[signal.SIGHUP] = workers.terminate
     with contextlib.ExitStack() as stack:
-        for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            previous_handler = signal.signal(signal_number, forward)
+        for signal_number, handler in handlers.items():
+            previous_handler = signal.signal(signal_number, handler)
             stack.callback(signal.signal, signal_number, previous_handler)
-        yield
+        try:
+            yield workers
+        except BaseException:
+            workers.terminate()
+            workers.wait()
+            raise
 
 
 def _visible_ids(devices: Devices, environment: Mapping[str, str]) -> list[str]:

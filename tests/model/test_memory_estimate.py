@@ -51,7 +51,7 @@ def test_estimate_is_within_15_percent_of_the_compiler(remat, d_model, seq_len, 
     assert estimate.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.15)
 
 
-@pytest.mark.parametrize("mlp", ["gated", "plain"])
+@pytest.mark.parametrize("mlp", ["gated", "gelu"])
 def test_estimate_of_a_loop_over_layers_is_within_15_percent(mlp):
     """More layers than model.scan_unroll are a loop, which stores other arrays."""
     run = small_run(n_layers=5, d_model=64, d_ff=176, mlp=mlp, scan_unroll=4)
@@ -177,7 +177,7 @@ def test_activations_are_those_of_a_hand_count():
     plain = {"mlp": "gelu"}
     wide = estimated_numbers(d_ff=shape.d_ff + 1, **plain)
     assert wide - estimated_numbers(**plain) == n_tokens * (2 + 1)
-    # Without recomputation, each layer of a loop stores all its arrays.
-    layer = base - 2 * n_tokens * shape.d_model - 3 * logits
+    # Without recomputation, each layer of a loop stores its arrays, and those of one are copied.
     stored = estimated_numbers(remat="none", scan_unroll=1)
-    assert stored == pytest.approx(3 * layer + 3 * logits)
+    layer = estimated_numbers(remat="none", scan_unroll=1, n_layers=3) - stored
+    assert stored == pytest.approx(3 * layer + 2 * logits + 5 * n_tokens * shape.d_model)

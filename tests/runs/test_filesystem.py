@@ -293,6 +293,20 @@ def test_quota_names_the_file_and_preserves_its_content(tmp_path):
     assert filesystem.read_lines(lines) == ["first"]
 
 
+@pytest.mark.parametrize("compressed", [None, b"1\n2\n", b"1\n2"])
+def test_count_of_lines_is_that_of_the_read_lines(tmp_path, compressed):
+    file, n_chunk = tmp_path / "a.jsonl", 1 << 20
+    assert filesystem.count_lines(file) == 0
+    if compressed:
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(compressed))
+        assert filesystem.count_lines(file) == 2
+    contents = [b"", b"\n", b"\n\n", b"a", b"a\n", b"a\nb", b"a\r\x0c\xe2\x80\xa8b\n\xff"]
+    contents += [b"x" * n + end for n in (n_chunk - 1, n_chunk) for end in (b"", b"\n", b"\ny")]
+    for content in contents:
+        file.write_bytes(content)
+        assert filesystem.count_lines(file) == len(filesystem.read_lines(file))
+
+
 def test_absurdly_large_text_is_not_read(tmp_path):
     with open(tmp_path / "sparse.json", "wb") as file:
         file.truncate(2**40)

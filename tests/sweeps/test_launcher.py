@@ -1,8 +1,9 @@
 """Order, prediction, failures and files of a sweep."""
 
+import collections
 import dataclasses
-import errno
 import json
+import shlex
 
 import jax
 import pytest
@@ -219,6 +220,22 @@ def write_done(run: schema.Run) -> None:
     records.write_facts(records.run_dir(run), status="done")
 
 
+def test_records_of_a_finished_run_are_read_once(tiny, monkeypatch):
+    runs = [dataclasses.replace(tiny, name=f"s/{number}") for number in range(20)]
+    runs[1:] = [dataclasses.replace(run, start=schema.Start(run="s/0")) for run in runs[1:]]
+    n_reads, is_finished = collections.Counter(), records.is_finished
+
+    def count_finished(run: schema.Run) -> bool:
+        if has_finished := is_finished(run):
+            n_reads[run.name] += 1
+        return has_finished
+
+    monkeypatch.setattr(records, "is_finished", count_finished)
+    monkeypatch.setattr(loop, "train", lambda run, *reports: write_done(run))
+    launcher.run_pending(runs, options=launcher.WorkerOptions("1", wait="always"))
+    assert n_reads == {run.name: 1 for run in runs}
+
+
 def test_waiting_worker_takes_over_a_run_that_died(sweep, monkeypatch):
     """The other process dies during the wait. Without a wait, the call ends before it."""
     runs, started = sweep[2:3], []
@@ -263,26 +280,6 @@ def test_worker_waits_for_children_that_others_cannot_train(
         other_process.__exit__()
 
 
-def test_run_whose_process_dies_each_time_has_failed(sweep, monkeypatch):
-    """A killed process leaves the status running. After MAX_CRASHES the run is not started."""
-    started = []
-
-    def killed(run, *reports):
-        started.append(run.name)
-        records.start_run(run, flops.run_facts(run))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "train", killed)
-    options = launcher.WorkerOptions("1")
-    for _ in range(launcher.MAX_CRASHES + 1):
-        with pytest.raises(KeyboardInterrupt):
-            launcher.run_pending(sweep[2:3], options=options)
-    launcher.run_pending(sweep[2:3], options=options)
-    assert len(started) == launcher.MAX_CRASHES + 1
-    with pytest.raises(KeyboardInterrupt):
-        launcher.run_pending(sweep[2:3])  # another submission starts it again
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -308,15 +305,6 @@ def test_configs_are_checked_without_devices_or_text(sweep, change, message, mon
     change(sweep)
     with pytest.raises(ValueError, match=message):
         launcher.validate_configs(sweep, 8)
-
-
-def test_full_disk_stops_the_sweep(sweep, monkeypatch):
-    def full(run, *reports):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(loop, "train", full)
-    with pytest.raises(OSError, match="No space left"):
-        launcher.run_pending(sweep)
 
 
 @pytest.mark.parametrize(
@@ -353,6 +341,14 @@ def test_sweep_files_are_written(sweep):
     folder = launcher.sweep_folder(sweep)
     assert json.loads((folder / "sweep.json").read_text())["runs"][0] == "s/a"
     assert json_files.read_object(folder / "plan.json")["runs"][0]["seconds"] == 1.0
+
+
+@pytest.mark.parametrize("location", ["configs/x.py:2", "my sweep.py", "a&b/$HOME.py:'x'"])
+def test_stored_command_is_quoted_for_a_shell(sweep, location):
+    launcher.write_sweep_files(location, sweep, [])
+    request = json_files.read_object(launcher.sweep_folder(sweep) / "sweep.json")
+    assert shlex.split(request["command"])[-2:] == ["experiments.sweep", f"--sweep={location}"]
+    assert request["sweep"] == location
 
 
 def test_max_epochs_are_those_of_the_longest_run(sweep):

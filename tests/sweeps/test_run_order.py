@@ -27,6 +27,7 @@ def test_parents_come_before_children_and_prediction_last(runs):
     assert names == ["s/a", "s/b", "s/c", "s/d", "s/p"]
 
 
-def test_a_run_and_its_parent_are_not_trained_at_once(runs):
-    assert run_order.max_parallel_runs(runs) == 3  # c, d and p
-    assert run_order.max_parallel_runs(runs[3:4]) == 1
+def test_runs_that_wait_for_others_are_not_parallel(runs):
+    assert run_order.max_parallel_runs(runs) == 2  # c and d; p is predicted from them
+    assert run_order.max_parallel_runs(runs[:1]) == run_order.max_parallel_runs(runs[3:4]) == 1
+    assert run_order.max_parallel_runs([]) == 0

@@ -1,5 +1,6 @@
 """Worker processes on this machine, and SLURM jobs that are killed."""
 
+import functools
 import json
 import os
 import pathlib
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
+from fixtures import commands
 
 from lm.runs import records
 from lm.sweeps import workers
@@ -56,6 +59,86 @@ def test_workers_share_cores_and_receive_signals(tmp_path):
     logs = [(tmp_path / f"{i}.log").read_text().split()[:2] for i in range(2)]
     assert [int(cores) for cores, _ in logs] == [n_cores, n_cores]
     assert [device for _, device in logs] == ["0", "1"]
+
+
+SAVE_AT_SIGTERM = """
+import signal, sys, time
+def save(*_):
+    time.sleep(0.2)
+    print("saved", flush=True)
+    sys.exit(7)
+signal.signal(signal.SIGTERM, save)
+print("started", flush=True)
+time.sleep(20)
+"""
+
+
+def run_until_started(folder: pathlib.Path, stop: Callable[[], None]) -> list[int]:
+    """Run two workers, and call stop() repeatedly after both have started."""
+
+    def on_poll() -> None:
+        if all((folder / f"{index}.log").read_text() for index in range(2)):
+            stop()
+
+    command = [sys.executable, "-c", SAVE_AT_SIGTERM]
+    return workers.run_local(command, [{}, {}], folder, on_poll)
+
+
+def read_logs(folder: pathlib.Path) -> list[str]:
+    return [(folder / f"{index}.log").read_text() for index in range(2)]
+
+
+@pytest.mark.parametrize("error", [SystemExit(141), OSError(5, "Input/output error")])
+def test_workers_save_and_end_if_the_parent_fails(tmp_path, error):
+    """The parent fails if the reader of its output, such as head, has ended."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_until_started(tmp_path, fail)
+    assert read_logs(tmp_path) == ["started\nsaved\n"] * 2
+
+
+def test_end_of_the_terminal_stops_the_workers_once(tmp_path, monkeypatch):
+    """A shell and the kernel both send SIGHUP. A second signal would interrupt the save."""
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.1)
+    handler_before = signal.signal(signal.SIGHUP, lambda *_: pytest.fail("SIGHUP ends the parent"))
+    try:
+        statuses = run_until_started(tmp_path, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, handler_before)
+    assert statuses == [7, 7] and read_logs(tmp_path) == ["started\nsaved\n"] * 2
+
+
+def test_nohup_is_not_changed(tmp_path):
+    handler_before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        command = [sys.executable, "-c", "import time; time.sleep(0.5)"]
+        hang_up = functools.partial(os.kill, os.getpid(), signal.SIGHUP)
+        assert workers.run_local(command, [{}], tmp_path, hang_up) == [0]
+    finally:
+        signal.signal(signal.SIGHUP, handler_before)
+
+
+@pytest.mark.parametrize("n_workers", [0, 1, 2], ids=["planner", "one worker", "two workers"])
+def test_signal_during_the_start_reaches_each_worker(tmp_path, monkeypatch, n_workers):
+    start_process, n_started = subprocess.Popen, []
+
+    def start_and_signal(*arguments, **options) -> subprocess.Popen:
+        process = start_process(*arguments, **options)
+        if not n_started:
+            os.kill(os.getpid(), signal.SIGTERM)
+        n_started.append(1)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_signal)
+    command = [sys.executable, "-c", "import time; time.sleep(3)"]
+    if n_workers:
+        statuses = workers.run_local(command, [{}] * n_workers, tmp_path, lambda: None)
+    else:
+        statuses = [workers.run_planner(command, [{}])]
+    assert statuses == [128 + signal.SIGTERM] * max(n_workers, 1)
 
 
 GPU = "CUDA_VISIBLE_DEVICES"
@@ -169,6 +252,29 @@ def check_all_done(folder: pathlib.Path, n: int, n_restarts: int) -> None:
         assert row["attempts"] > 1 or steps == sorted(set(steps))
     assert sum(row["attempts"] - 1 for row in rows) == n_restarts
     assert records.read_facts(folder / "runs/s/03")["parent.step"] == 120
+
+
+@pytest.mark.parametrize(
+    ("n_runs", "shares"), [(4, ["0", "1", "2"]), (2, ["0,1", "2,3"]), (1, ["0,1,2,3"])]
+)
+def test_devices_are_divided_among_the_pending_runs(folder, monkeypatch, n_runs, shares):
+    """Of four runs, three are parallel: a run waits for its parent."""
+    started = []
+
+    def run_local(command: list[str], environments: list[dict], *_) -> None:
+        started.append((command[-3:], [environment[GPU] for environment in environments]))
+        raise ValueError("the workers would start")
+
+    monkeypatch.setattr(workers, "count_devices", lambda: workers.Devices("gpu", 4))
+    monkeypatch.setattr(workers, "run_planner", lambda command, environments: 0)
+    monkeypatch.setattr(workers, "run_local", run_local)
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    result = commands.run_command(folder, "sweep", f"--sweep=sweep.py:{n_runs}", "--jobs=8")
+    assert "the workers would start" in result.stderr
+    (flags, used_shares) = started[0]
+    assert used_shares == shares and flags[0] == f"--jobs={len(shares)}"
+    assert flags[2] == f"--worker_devices=gpu:{4 // len(shares)}"
 
 
 @pytest.mark.slow

@@ -40,11 +40,10 @@ def store_counts(folder: Path) -> None:
     """Store the number of lines of each .jsonl file of a run that has started in facts.json."""
     if filesystem.is_remote(folder):
         return
-    facts, counts = json_files.read_optional_record(folder / "facts.json"), {}
-    for name in json_files.FILES:
-        if n_lines := len(filesystem.read_lines(folder / name)):
-            counts[name] = n_lines
-    missing = {name: n for name in json_files.FILES if (n := _n_missing(folder, name, facts))}
+    facts = json_files.read_optional_record(folder / "facts.json")
+    counts = {name: filesystem.count_lines(folder / name) for name in json_files.FILES}
+    missing = {name: _n_missing(folder, name, facts, n_lines) for name, n_lines in counts.items()}
+    counts, missing = ({k: n for k, n in d.items() if n} for d in (counts, missing))
     new = {N_LINES: counts} | ({N_MISSING: missing} if missing else {})
     if new != {key: facts[key] for key in (N_LINES, N_MISSING) if key in facts}:
         json_files.write_record(folder / "facts.json", facts | new)
@@ -85,16 +84,18 @@ def describe_lost_lines(
     return f"{folder / name}: {', '.join(problems)}" if problems else ""
 
 
-def _n_missing(folder: Path, name: str, facts: Mapping) -> int:
+def _n_missing(folder: Path, name: str, facts: Mapping, n_lines: int | None = None) -> int:
     """Return the number of lines that a file of a run has lost.
 
-    A file in checkpoints/ has lost none if it was deleted together with all checkpoints.
+    n_lines: number of its lines, None to count them. A file in checkpoints/ has lost none if it
+    was deleted together with all checkpoints.
     """
     is_deletable = Path(name).parts[0] == run_files.CHECKPOINTS
     if is_deletable and not (folder / name).exists() and not changed_fields.newest_step(folder):
         return 0
     n_stored, n_missing = _stored_count(facts, N_LINES, name), _stored_count(facts, N_MISSING, name)
-    n_lines = len(filesystem.read_lines(folder / name)) if n_stored else 0
+    if n_lines is None:
+        n_lines = filesystem.count_lines(folder / name) if n_stored else 0
     return n_missing + max(0, n_stored - n_lines)
 
 

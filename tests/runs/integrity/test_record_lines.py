@@ -7,7 +7,7 @@ import pytest
 from fixtures import verified_sweep
 
 from lm.config import schema
-from lm.runs import json_files, records
+from lm.runs import filesystem, json_files, records
 from lm.runs.integrity import record_lines, run_notes
 
 
@@ -54,6 +54,17 @@ def test_continued_run_warns_of_lost_lines_until_the_end(run, name):
     delete_line(folder / name, 0)
     record_lines.sync_records(folder)
     assert record_lines.describe_lost_lines(folder, name).endswith(": 2 lines are missing")
+
+
+def test_checkpoint_counts_lines_without_reading_them(run, monkeypatch):
+    """A long run has a row per log step, and each checkpoint counts all rows."""
+    folder = records.run_dir(run)
+    n_lines = {name: len(filesystem.read_lines(folder / name)) for name in json_files.FILES}
+    records.log_event(folder, 1, 20, "spike", "loss")
+    monkeypatch.setattr(filesystem, "read_lines", lambda path: pytest.fail("lines were read"))
+    record_lines.sync_records(folder)
+    n_lines["events.jsonl"] += 1
+    assert records.read_facts(folder)[record_lines.N_LINES] == n_lines
 
 
 def test_continued_run_warns_of_a_damaged_evaluation(run):
