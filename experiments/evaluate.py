@@ -14,6 +14,7 @@ compared with baselines (lm/evaluation/baselines). Their n-gram models are count
 training text. The records of the run change only with --keep and --harness.
 
 --harness evaluates tasks of lm-evaluation-harness and adds the results to the records of the run.
+Their names have the options: harness:arc_easy?n=100&shots=5&template=chat.
 
 --models evaluates models in the format of transformers and writes their results below --dir like
 those of runs. Each model is evaluated on all documents of --sources, or on the held-out documents
@@ -173,6 +174,7 @@ def _evaluated_run(stored_run, sources: dict[str, float] | None):
     """Return the config of the run with the values of the flags. Raises ValueError if invalid."""
     from lm.config import validation
 
+    _check_stored_length(stored_run.data.seq_len)
     data = dataclasses.replace(
         stored_run.data,
         sources=stored_run.data.sources if sources is None else sources,
@@ -183,6 +185,16 @@ def _evaluated_run(stored_run, sources: dict[str, float] | None):
     run = dataclasses.replace(stored_run, data=data, eval=settings)
     validation.validate_evaluation(run)
     return run
+
+
+def _check_stored_length(seq_len: int) -> None:
+    """Raise ValueError if results of another context than that of the run would be stored."""
+    flag = "--keep" if _KEEP.value else "--harness"
+    if (_KEEP.value or flags.FLAGS.harness) and _SEQ_LEN.value not in (None, seq_len):
+        raise ValueError(
+            f"--seq_len={_SEQ_LEN.value} must be data.seq_len={seq_len} of the run with {flag},"
+            " because the records do not name the context: remove it"
+        )
 
 
 def _evaluate_models(sources: dict[str, float] | None) -> None:
