@@ -271,7 +271,6 @@ def _evaluate_tasks(run, names: str) -> None:
     from lm.evaluation.baselines import task_baselines
     from lm.parallel import mesh
     from lm.runs import records
-    from lm.runs.items import task_items
     from lm.training import loaded_model
 
     task_list = tasks.load_tasks(names, "--tasks")
@@ -304,8 +303,22 @@ def _evaluate_tasks(run, names: str) -> None:
         results[name] |= {key: {"value": n} for key, n in counts.items()}
     if _KEEP.value:
         columns = task_eval.to_columns(results)
-        records.extend_evals(records.run_dir(run), int(state["step"]), columns)
-        task_items.extend_items(records.run_dir(run), details.items)
+        _store_results(records.run_dir(run), int(state["step"]), columns, details.items)
+
+
+def _store_results(folder: pathlib.Path, step: int, columns: dict, items: list) -> None:
+    """Add results to the evaluation of a step. tasks.npz has the items of the last evaluation."""
+    from lm.runs import records
+    from lm.runs.items import task_items
+
+    records.extend_evals(folder, step, columns)
+    (row,) = records.load_runs(folder, include_others=True)
+    if row.get("eval.step") == step:
+        task_items.extend_items(folder, items)
+    else:
+        console.print_line(
+            f"note: step {step} is not the final evaluation: {task_items.FILE} does not change"
+        )
 
 
 def _ngram_counts(run):
