@@ -218,6 +218,7 @@ def join() -> None:
 
     values = flags.FLAGS
     distributed.initialize_processes(values.coordinator, values.processes, values.process)
+    distributed.list_devices()  # reports a missing platform in one line
     EXIT_FUNCTIONS.append(distributed.exit_process)
     console.console.quiet = not distributed.is_primary()
 
