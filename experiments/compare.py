@@ -55,6 +55,8 @@ def main() -> int:
         return verify(_VERIFY.value)
     if not (_A.value and _B.value):
         raise ValueError("two recipes are needed: experiments.compare runs/A runs/B")
+    if _OUT.value and filesystem.open_path(_OUT.value).is_file():
+        raise ValueError(f"--out={_OUT.value} is a file: name a folder")
     budget = limits.parse_duration(_TIME_BUDGET.value)
     check_ladders([_A.value, _B.value])
     folders = [prepare_sweep(recipe) for recipe in (_A.value, _B.value)]

@@ -29,6 +29,7 @@ from absl import flags
 from experiments.common import (
     cli,
     console,
+    flag_checks,
     harness_tasks,
     next_command,
     progress_view,
@@ -128,8 +129,8 @@ def _check_flags() -> None:
     for name, value in unused.items():
         if value:
             raise ValueError(f"{name}={value} {problem}: remove it")
-    if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
-        raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
+    if _ANSWERS.value:
+        flag_checks.check_output_file("answers", _ANSWERS.value)
 
 
 def _check_model_flags() -> None:

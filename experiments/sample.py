@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, flag_checks, next_command
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _ALLOW = cli.allow_path_flag()
@@ -92,6 +92,8 @@ def _sampling_params():
 
     if _TEMPLATE.value not in ("", *chat.TEMPLATES):
         raise ValueError(f"--template={_TEMPLATE.value} must be one of {', '.join(chat.TEMPLATES)}")
+    if _FEEDBACK_FILE.value:
+        flag_checks.check_output_file("feedback_file", _FEEDBACK_FILE.value)
     if _FEEDBACK_FILE.value and (_N.value > 1 or _JSON.value):
         raise ValueError(
             f"--feedback_file={_FEEDBACK_FILE.value} stores one answer per prompt:"
