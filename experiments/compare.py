@@ -30,7 +30,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, flag_checks, next_command
 from experiments.common.ladder_search import limits
 from lm.runs import filesystem
 
@@ -51,6 +51,7 @@ POSITIONAL = ("a", "b")  # flags of the arguments that are no flags
 
 
 def main() -> int:
+    check_flags()
     if _VERIFY.value:
         return verify(_VERIFY.value)
     if not (_A.value and _B.value):
@@ -72,6 +73,17 @@ def main() -> int:
     if _OUT.value:
         write_files(report, folders)
     return 0
+
+
+def check_flags() -> None:
+    """Raise ValueError for flags that have no effect together."""
+    if _VERIFY.value:
+        names = *POSITIONAL, "out", "json", "loss", "candidates", "error", "anytime", "decide"
+        flag_checks.reject_flags(names, f"has no effect with --verify={_VERIFY.value}")
+    if not _DECIDE.value:
+        flag_checks.reject_flags(["time_budget"], "has an effect only with --decide")
+    if not _SIZES.value:
+        flag_checks.reject_flags(["seeds"], "has an effect only with --sizes")
 
 
 def _print_next(folders: list[str]) -> None:

@@ -17,7 +17,8 @@ def reject_flags(names: Iterable[str], reason: str) -> None:
     """
     for name in names:
         flag = flags.FLAGS[name]
-        if flag.present and flag.value:
+        is_set = flag.present or flag.value != flag.default  # positional ones are not present
+        if is_set and flag.value:
             shown = "config.FIELD" if name == cli.CHANGES_FLAG else name
             raise ValueError(f"--{shown} {reason}: remove it")
 
