@@ -70,7 +70,7 @@ class Model(NamedTuple):
 def main() -> int:
     run = cli.load_run(_RUN.value, _ALLOW.value)  # before JAX is imported
     sampling = _sampling_params()
-    prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
+    prompt = _read_prompt() if _PROMPT.value == "-" else _PROMPT.value
     model = _load_model(run, sampling)
     if prompt is None:
         _converse(model)
@@ -83,6 +83,19 @@ def main() -> int:
         if _FEEDBACK_FILE.value:
             console.print_line(f"answers: {_FEEDBACK_FILE.value}")
     return 0
+
+
+def _read_prompt() -> str:
+    """Return the text of the standard input. Raises ValueError that names the flag."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # depending on the locale, invalid bytes are surrogates
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ValueError(
+            f"--prompt=-: position {error.start} of the standard input is not UTF-8: convert the"
+            " text, such as by iconv"
+        ) from None
+    return text
 
 
 def _sampling_params():
