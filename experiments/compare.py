@@ -30,7 +30,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, flag_checks, next_command
 from experiments.common.ladder_search import limits
 from lm.runs import filesystem
 
@@ -51,10 +51,13 @@ POSITIONAL = ("a", "b")  # flags of the arguments that are no flags
 
 
 def main() -> int:
+    check_flags()
     if _VERIFY.value:
         return verify(_VERIFY.value)
     if not (_A.value and _B.value):
         raise ValueError("two recipes are needed: experiments.compare runs/A runs/B")
+    if _OUT.value and filesystem.open_path(_OUT.value).is_file():
+        raise ValueError(f"--out={_OUT.value} is a file: name a folder")
     budget = limits.parse_duration(_TIME_BUDGET.value)
     check_ladders([_A.value, _B.value])
     folders = [prepare_sweep(recipe) for recipe in (_A.value, _B.value)]
@@ -70,6 +73,17 @@ def main() -> int:
     if _OUT.value:
         write_files(report, folders)
     return 0
+
+
+def check_flags() -> None:
+    """Raise ValueError for flags that have no effect together."""
+    if _VERIFY.value:
+        names = *POSITIONAL, "out", "json", "loss", "candidates", "error", "anytime", "decide"
+        flag_checks.reject_flags(names, f"has no effect with --verify={_VERIFY.value}")
+    if not _DECIDE.value:
+        flag_checks.reject_flags(["time_budget"], "has an effect only with --decide")
+    if not _SIZES.value:
+        flag_checks.reject_flags(["seeds"], "has an effect only with --sizes")
 
 
 def _print_next(folders: list[str]) -> None:

@@ -17,7 +17,8 @@ import re
 from absl import flags
 
 from experiments.common import cli, console, next_command, progress_view
-from lm.config import schema
+from lm.config import fields, schema
+from lm.runs import filesystem
 
 _CONFIG = cli.config_flag()
 _WIDTHS = flags.DEFINE_list("widths", ["1", "2", "4", "8"], "multiples of the configured width")
@@ -30,12 +31,12 @@ _OUT = flags.DEFINE_string("out", "figures/coordinates", "path of the figure, wi
 
 def main() -> int:
     run = cli.load_config(_CONFIG)
-    for flag in (_WIDTHS, _DEPTHS):
-        if not all(re.fullmatch("[1-9][0-9]{0,3}", factor) for factor in flag.value):
-            problem = "must be whole numbers from 1 to 9999 with commas, such as 1,2,4"
-            raise ValueError(f"--{flag.name}={','.join(flag.value)} {problem}")
+    check_lists()
+    runs = resized_runs(run)
+    if _OUT.value:
+        filesystem.open_path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
     cli.tune_memory()
-    rows = measure(run)
+    rows = measure(run, runs)
     print_exponents(rows)
     next_command.print_next("train", *next_command.config_arguments())
     if _OUT.value:
@@ -43,29 +44,55 @@ def main() -> int:
     return 0
 
 
-def measure(run: schema.Run) -> list[dict]:
-    """Train every seed, parametrization and shape for a few steps. Return rows of all of them."""
+def check_lists() -> None:
+    """Check the values of --widths, --depths and --rules. Raises ValueError."""
+    for flag in (_WIDTHS, _DEPTHS):
+        if not all(re.fullmatch("[1-9][0-9]{0,3}", factor) for factor in flag.value):
+            problem = "must be whole numbers from 1 to 9999 with commas, such as 1,2,4"
+            raise ValueError(f"--{flag.name}={','.join(flag.value)} {problem}")
+    if not _WIDTHS.value and not _DEPTHS.value:
+        raise ValueError("--widths and --depths are both empty: set one, such as --widths=1,2,4")
+    known = fields.choices(schema.Model)["parametrization"]
+    if not _RULES.value or not {*_RULES.value} <= {*known}:
+        raise ValueError(
+            f"--rules={','.join(_RULES.value)} must be one or more of {', '.join(known)}, with"
+            " commas: correct the name"
+        )
+
+
+def resized_runs(run: schema.Run) -> list[schema.Run]:
+    """Return the runs of every parametrization and shape. Raises ValueError for an invalid one."""
     from lm.config import model_sizes, validation
+
+    base = run.model
+    wide_shapes = [(int(factor) * base.d_model, base.n_layers) for factor in _WIDTHS.value]
+    deep_shapes = [(base.d_model, int(factor) * base.n_layers) for factor in _DEPTHS.value]
+    runs = []
+    for rule in dict.fromkeys(_RULES.value):
+        for width, depth in dict.fromkeys(wide_shapes + deep_shapes):
+            model = model_sizes.resize_model(base, width, depth)
+            model = dataclasses.replace(model, parametrization=rule, scan_unroll=1)
+            runs.append(dataclasses.replace(run, model=model))
+            validation.validate_run(runs[-1])
+    return runs
+
+
+def measure(run: schema.Run, runs: list[schema.Run]) -> list[dict]:
+    """Train resized runs for a few steps with every seed. Return the rows of all of them."""
     from lm.data import dataset
     from lm.parallel import mesh
     from lm.sweeps import coordinate_check
 
     device_mesh = mesh.make_mesh(run.mesh)
-    base = run.model
-    wide_shapes = [(int(factor) * base.d_model, base.n_layers) for factor in _WIDTHS.value]
-    deep_shapes = [(base.d_model, int(factor) * base.n_layers) for factor in _DEPTHS.value]
     rows = []
     for seed in range(_SEEDS.value):
         text = dataset.open_dataset(run.data, seed, progress_view.preparing)
         batches = [text.batch(step) for step in range(_STEPS.value + 1)]
-        for rule in _RULES.value:
-            for width, depth in dict.fromkeys(wide_shapes + deep_shapes):
-                model = model_sizes.resize_model(base, width, depth)
-                model = dataclasses.replace(model, parametrization=rule, scan_unroll=1)
-                resized = dataclasses.replace(run, model=model, seed=seed)
-                validation.validate_run(resized)
-                rows += coordinate_check.measure_activations(resized, batches, device_mesh)
-                console.print_line(f"measured: seed {seed}, {rule}, width {width}, {depth} layers")
+        for resized in runs:
+            model, seeded = resized.model, dataclasses.replace(resized, seed=seed)
+            rows += coordinate_check.measure_activations(seeded, batches, device_mesh)
+            shape = f"width {model.d_model}, {model.n_layers} layers"
+            console.print_line(f"measured: seed {seed}, {model.parametrization}, {shape}")
     return rows
 
 
@@ -75,7 +102,7 @@ def print_exponents(rows: list[dict]) -> None:
     from lm.reports.plots import learning_rates
 
     for along in ("width", "depth"):
-        for rule in _RULES.value:
+        for rule in dict.fromkeys(_RULES.value):
             rule_rows = [row for row in rows if row["rule"] == rule]
             selected = learning_rates.rows_along(rule_rows, along)
             if selected:

@@ -14,6 +14,7 @@ compared with baselines (lm/evaluation/baselines). Their n-gram models are count
 training text. The records of the run change only with --keep and --harness.
 
 --harness evaluates tasks of lm-evaluation-harness and adds the results to the records of the run.
+Their names have the options: harness:arc_easy?n=100&shots=5&template=chat.
 
 --models evaluates models in the format of transformers and writes their results below --dir like
 those of runs. Each model is evaluated on all documents of --sources, or on the held-out documents
@@ -28,6 +29,7 @@ from absl import flags
 from experiments.common import (
     cli,
     console,
+    flag_checks,
     harness_tasks,
     next_command,
     progress_view,
@@ -127,8 +129,8 @@ def _check_flags() -> None:
     for name, value in unused.items():
         if value:
             raise ValueError(f"{name}={value} {problem}: remove it")
-    if _ANSWERS.value and not pathlib.Path(_ANSWERS.value).parent.is_dir():
-        raise ValueError(f"--answers={_ANSWERS.value}: its folder does not exist: create it")
+    if _ANSWERS.value:
+        flag_checks.check_output_file("answers", _ANSWERS.value)
 
 
 def _check_model_flags() -> None:
@@ -173,6 +175,7 @@ def _evaluated_run(stored_run, sources: dict[str, float] | None):
     """Return the config of the run with the values of the flags. Raises ValueError if invalid."""
     from lm.config import validation
 
+    _check_stored_length(stored_run.data.seq_len)
     data = dataclasses.replace(
         stored_run.data,
         sources=stored_run.data.sources if sources is None else sources,
@@ -183,6 +186,16 @@ def _evaluated_run(stored_run, sources: dict[str, float] | None):
     run = dataclasses.replace(stored_run, data=data, eval=settings)
     validation.validate_evaluation(run)
     return run
+
+
+def _check_stored_length(seq_len: int) -> None:
+    """Raise ValueError if results of another context than that of the run would be stored."""
+    flag = "--keep" if _KEEP.value else "--harness"
+    if (_KEEP.value or flags.FLAGS.harness) and _SEQ_LEN.value not in (None, seq_len):
+        raise ValueError(
+            f"--seq_len={_SEQ_LEN.value} must be data.seq_len={seq_len} of the run with {flag},"
+            " because the records do not name the context: remove it"
+        )
 
 
 def _evaluate_models(sources: dict[str, float] | None) -> None:
@@ -259,7 +272,6 @@ def _evaluate_tasks(run, names: str) -> None:
     from lm.evaluation.baselines import task_baselines
     from lm.parallel import mesh
     from lm.runs import records
-    from lm.runs.items import task_items
     from lm.training import loaded_model
 
     task_list = tasks.load_tasks(names, "--tasks")
@@ -292,8 +304,22 @@ def _evaluate_tasks(run, names: str) -> None:
         results[name] |= {key: {"value": n} for key, n in counts.items()}
     if _KEEP.value:
         columns = task_eval.to_columns(results)
-        records.extend_evals(records.run_dir(run), int(state["step"]), columns)
-        task_items.extend_items(records.run_dir(run), details.items)
+        _store_results(records.run_dir(run), int(state["step"]), columns, details.items)
+
+
+def _store_results(folder: pathlib.Path, step: int, columns: dict, items: list) -> None:
+    """Add results to the evaluation of a step. tasks.npz has the items of the last evaluation."""
+    from lm.runs import records
+    from lm.runs.items import task_items
+
+    records.extend_evals(folder, step, columns)
+    (row,) = records.load_runs(folder, include_others=True)
+    if row.get("eval.step") == step:
+        task_items.extend_items(folder, items)
+    else:
+        console.print_line(
+            f"note: step {step} is not the final evaluation: {task_items.FILE} does not change"
+        )
 
 
 def _ngram_counts(run):

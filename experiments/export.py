@@ -9,11 +9,12 @@ import os
 from absl import flags
 
 from experiments.common import cli, console, next_command
+from lm.runs import filesystem
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _ALLOW = cli.allow_path_flag()
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; default: the last")
-_OUT = flags.DEFINE_string("out", None, "folder to write; must not exist or must be empty")
+_OUT = flags.DEFINE_string("out", None, "new or empty folder, or gs://BUCKET/FOLDER")
 _SHARD = flags.DEFINE_float(
     "shard_gb", 5.0, "largest size of a weight file in GB", lower_bound=1e-6, upper_bound=1e6
 )
@@ -50,7 +51,7 @@ def main() -> int:
         with loaded_model.open_weights(run, _STEP.value) as (read_weight, step):
             architecture = export.export_model(run, read_weight, tokenizer, _OUT.value, **options)
     console.print_line(f"exported: {architecture} of step {step}")
-    if importlib.util.find_spec("safetensors"):
+    if importlib.util.find_spec("safetensors") and not filesystem.is_remote(_OUT.value):
         models = f"--models={_OUT.value}", f"--run={_RUN.value}", "--dir=runs/exported"
         next_command.print_next("evaluate", *models)
     else:

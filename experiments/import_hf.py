@@ -10,8 +10,6 @@ the devices of this machine while they are read. configs/finetune.py chooses a l
 fits the size of an imported model.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments.common import cli, console, next_command
@@ -20,7 +18,7 @@ from lm.runs import filesystem
 _SOURCE = flags.DEFINE_string(
     "source", None, "folder of transformers, or OWNER/NAME[@REVISION] in the cache of the Hub"
 )
-_RUN = flags.DEFINE_string("run", None, "folder of the new run")
+_RUN = flags.DEFINE_string("run", None, "folder of the new run, or gs://BUCKET/FOLDER")
 _ALLOW = cli.allow_path_flag()
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "as data.tokenizer; default: that of the folder")
 _SEQ_LEN = flags.DEFINE_integer("seq_len", 0, "context in tokens; 0: as the model, up to 1024")
@@ -32,7 +30,7 @@ def main() -> int:
             "--source=FOLDER and --run=FOLDER are required, such as"
             " --source=Qwen3-0.6B --run=runs/pretrained/qwen3-0.6B"
         )
-    filesystem.check_not_nested(Path(_RUN.value))  # before JAX is imported
+    filesystem.check_not_nested(filesystem.open_path(_RUN.value))  # before JAX is imported
     from lm.parallel import mesh
     from lm.runs import records
     from lm.training import warm_start

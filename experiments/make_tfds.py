@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.common import cli, console, next_command
+from lm.runs import filesystem
 
 _SOURCE = flags.DEFINE_string(
     "source", "", "source, such as text:my/folder: see lm/data/sources/documents.py"
@@ -95,7 +96,7 @@ def write_dataset(
 
     Documents.name = name
     builder = Documents(data_dir=data_dir, file_format="array_record")
-    folder = Path(builder.data_dir)
+    folder = filesystem.open_path(builder.data_dir)
     if folder.exists():  # TFDS would use the old data without a warning
         raise ValueError(f"{folder} exists: use another name, or remove the folder")
     all_documents = iter(all_documents)

@@ -26,7 +26,7 @@ import json
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, flag_checks, next_command
 from lm.config import schema
 from lm.sweeps.planning import hardware
 
@@ -46,10 +46,15 @@ _BUDGET = flags.DEFINE_float(
 _N_RUNS = flags.DEFINE_integer("n_runs", 1, "with --advise: number of runs to propose", 1, 100)
 cli.rate_flags()
 _JSON = flags.DEFINE_bool("json", False, "print JSON instead of tables")
+RUN_FLAGS = (
+    *("sweep", "config", cli.CHANGES_FLAG, "sources", "target", "search", "estimate"),
+    *("price_per_device_hour", "watts_per_device"),
+)  # flags of a plan of runs, without effect on --advise
 
 
 def main() -> int:
     if _ADVISE.value:
+        flag_checks.reject_flags(RUN_FLAGS, f"has no effect with --advise={_ADVISE.value}")
         return print_advice()
     if _BUDGET.value is not None or _N_RUNS.value != 1:
         raise ValueError("--budget and --n_runs have an effect only on advice. Add --advise=DIR.")

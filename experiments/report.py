@@ -35,7 +35,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, flag_checks, next_command
 from lm.runs import filesystem
 
 _DIR = flags.DEFINE_multi_string(
@@ -51,6 +51,7 @@ MAX_CPU_FRACTION = 0.05  # of one core, used by --watch while runs are in traini
 
 
 def main() -> int:
+    check_flags()
     if _VERIFY.value and filesystem.open_path(_VERIFY.value).is_dir():
         return verify_prediction(_VERIFY.value)
     for folder in _DIR.value:
@@ -76,6 +77,21 @@ def main() -> int:
     print_next_command(sweep)
     console.print_line(f"report: {page}")
     return 0
+
+
+def check_flags() -> None:
+    """Raise ValueError for flags that have no effect together."""
+    rates = "price_per_device_hour", "watts_per_device"
+    if _VERIFY.value and filesystem.open_path(_VERIFY.value).is_dir():
+        flag_checks.reject_flags(["dir"], f"has no effect with the folder --verify={_VERIFY.value}")
+    if _VERIFY.value:
+        names = "watch", "archive_to", *rates
+        flag_checks.reject_flags(names, f"has no effect with --verify={_VERIFY.value}")
+    if _ARCHIVE_TO.value:
+        names = "watch", *rates
+        flag_checks.reject_flags(names, f"has no effect with --archive_to={_ARCHIVE_TO.value}")
+    else:
+        flag_checks.reject_flags(["megabytes"], "has an effect only with --archive_to")
 
 
 def print_next_command(sweep) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, flag_checks, next_command
 
 _RUN = flags.DEFINE_string("run", None, "folder of the run")
 _ALLOW = cli.allow_path_flag()
@@ -70,7 +70,7 @@ class Model(NamedTuple):
 def main() -> int:
     run = cli.load_run(_RUN.value, _ALLOW.value)  # before JAX is imported
     sampling = _sampling_params()
-    prompt = sys.stdin.read() if _PROMPT.value == "-" else _PROMPT.value
+    prompt = _read_prompt() if _PROMPT.value == "-" else _PROMPT.value
     model = _load_model(run, sampling)
     if prompt is None:
         _converse(model)
@@ -85,6 +85,19 @@ def main() -> int:
     return 0
 
 
+def _read_prompt() -> str:
+    """Return the text of the standard input. Raises ValueError that names the flag."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # depending on the locale, invalid bytes are surrogates
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ValueError(
+            f"--prompt=-: position {error.start} of the standard input is not UTF-8: convert the"
+            " text, such as by iconv"
+        ) from None
+    return text
+
+
 def _sampling_params():
     """Return the sampling options of the flags. Raises ValueError for flags that cannot work."""
     from lm.data.sources import chat
@@ -92,6 +105,8 @@ def _sampling_params():
 
     if _TEMPLATE.value not in ("", *chat.TEMPLATES):
         raise ValueError(f"--template={_TEMPLATE.value} must be one of {', '.join(chat.TEMPLATES)}")
+    if _FEEDBACK_FILE.value:
+        flag_checks.check_output_file("feedback_file", _FEEDBACK_FILE.value)
     if _FEEDBACK_FILE.value and (_N.value > 1 or _JSON.value):
         raise ValueError(
             f"--feedback_file={_FEEDBACK_FILE.value} stores one answer per prompt:"

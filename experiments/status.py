@@ -28,7 +28,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from experiments.common import cli, console, next_command
+from experiments.common import cli, console, flag_checks, next_command
 from lm.runs import filesystem, records, status
 from lm.runs.integrity import sweep_files
 
@@ -45,6 +45,8 @@ UNFINISHED = ("running", "stuck", "lost", "failed")
 
 
 def main() -> int:
+    if _JSON.value:
+        flag_checks.reject_flags(["watch"], "has no effect with --json, which prints once")
     runs, notes = status.folder_status(_DIR.value)
     if not runs and not notes:
         raise ValueError(

@@ -31,6 +31,8 @@ MAX_MESSAGE = 4000  # characters of an error message
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of the output has ended
 CHANGES_FLAG = "config_changes"  # internal flag with the values of --config.FIELD
 USAGE_RUN = "config.json is missing. Pass a directory below runs/."
+# Field of a folder -> where a sweep sets it.
+SWEEP_FOLDERS = {"dir": "--dir", "data.cache_dir": "data.cache_dir in the sweep file"}
 # Packages of buckets, whose errors are no OSError. They repeat a failed request before.
 BUCKET_MODULES = ("gcsfs", "aiohttp", "google", "requests", "urllib3")
 # Functions that `run_main` calls with the exit status before it ends a failed command.
@@ -212,6 +214,7 @@ def join() -> None:
 
     values = flags.FLAGS
     distributed.initialize_processes(values.coordinator, values.processes, values.process)
+    distributed.list_devices()  # reports a missing platform in one line
     EXIT_FUNCTIONS.append(distributed.exit_process)
     console.console.quiet = not distributed.is_primary()
 
@@ -345,13 +348,14 @@ def make_run_folders(runs: list[schema.Run]) -> None:
     for field, folder in sorted(folders, reverse=True):
         if "://" in folder:
             continue
+        flag = f"--config.{field}" if "config" in flags.FLAGS else SWEEP_FOLDERS[field]
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
-            problem = f"cannot be created ({error.strerror}): choose another --config.{field}"
+            problem = f"cannot be created ({error.strerror}): choose another {flag}"
             raise ValueError(f"{field}={folder} {problem}") from None
         if field == "dir" and not os.access(folder, os.W_OK):
-            raise ValueError(f"{field}={folder} is not writable: choose another --config.{field}")
+            raise ValueError(f"{field}={folder} is not writable: choose another {flag}")
 
 
 def _help_text(main: Callable) -> str:

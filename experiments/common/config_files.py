@@ -80,7 +80,8 @@ def field_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
 
     Return the other arguments, and the changes, such as "optim.lr=0.01". Forms of the flags:
     --config.FIELD=VALUE, --config.FIELD VALUE, and --config.FIELD or --noconfig.FIELD for a bool.
-    Raises ConfigError for an unknown field and for a flag without a value.
+    Raises ConfigError for an unknown field, for a flag without a value, and for --noconfig.FIELD
+    with a value or with a field that is not a bool.
     """
     others, changes = [], []
     remaining = iter(arguments)
@@ -92,6 +93,9 @@ def field_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
             others.append(argument)
             continue
         kind = _field_type(field)
+        if flag.startswith("no") and (has_value or kind is not bool):
+            rule = "takes no value" if has_value else "needs a field that is true or false"
+            raise schema.ConfigError(f"{name} {rule}: write --config.{field}={value or 'VALUE'}")
         if not has_value and kind is bool:
             value = "false" if flag.startswith("no") else "true"
         elif not has_value:

@@ -101,6 +101,23 @@ def initialize_processes(coordinator: str = "", n_processes: int = 0, process_id
     sys.excepthook = _exit_after_exception
 
 
+def list_devices() -> list:
+    """Return the devices of all processes. Call after `initialize_processes`.
+
+    Raises ValueError if JAX finds no device of the platforms that JAX_PLATFORMS names.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError has no message
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).strip().partition("\n")[0][:200] or "no platform is available"
+        raise ValueError(
+            f"JAX_PLATFORMS={platforms}: JAX finds no device ({reason}). The platforms are cpu,"
+            " cuda (uv sync --extra gpu) and tpu (uv sync --extra tpu): set JAX_PLATFORMS=cpu, or"
+            " install the extra and check the driver"
+        ) from None
+
+
 def is_multiprocess() -> bool:
     """Return True if more than one process trains together."""
     return jax.process_count() > 1

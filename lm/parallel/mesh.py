@@ -125,7 +125,7 @@ def make_mesh(mesh: schema.Mesh, devices: list | None = None) -> jax.sharding.Me
     Raises ValueError if the product of its axes is not the number of devices, or if another axis
     would cross the slow network.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = distributed.list_devices() if devices is None else devices
     sizes = axis_rules.resolve_mesh_shape(vars(mesh), len(devices))
     slices = group_slices(devices, distributed.gather_host_names())
     n_inner = len(devices) // sizes["data"]  # devices per index of the data axis

@@ -40,10 +40,7 @@ DISK_ERRORS = {
     **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "Repair the disk"),
 }
 COMPRESSED = ".gz"  # end of the name of a compressed file of lines
-SKIPPED_FOLDERS = (
-    run_files.CHECKPOINTS,
-    run_files.DAMAGED,
-)  # folders that `find_files` does not search
+SKIPPED_FOLDERS = run_files.CHECKPOINTS, run_files.DAMAGED  # `find_files` does not search them
 
 
 def open_path(name: str | os.PathLike) -> Path:
@@ -76,10 +73,7 @@ def open_path(name: str | os.PathLike) -> Path:
 
 
 def user_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of this user for files that can be computed again.
-
-    It is the same in every working directory. Raises RuntimeError without a home folder.
-    """
+    """Return the user's folder for repeatable files. Raises RuntimeError without a home folder."""
     base = environment.get("XDG_CACHE_HOME", "")
     folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     return folder / "lm-scaling"

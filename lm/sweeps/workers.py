@@ -26,7 +26,8 @@ from typing import NamedTuple, TextIO
 
 import jax
 
-from lm.parallel import mesh
+from lm.parallel import distributed, mesh
+from lm.runs import filesystem
 
 POLL_SECONDS = 0.5
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -73,6 +74,7 @@ def count_devices() -> Devices:
 def print_devices() -> None:
     """Print the devices of this process as JSON, for `count_devices`."""
     mesh.initialize_devices()
+    distributed.list_devices()
     devices = jax.local_devices()
     # Some TPU chips have two devices.
     n_chips = len({tuple(device.coords) for device in devices if device.platform == "tpu"})
@@ -155,6 +157,11 @@ def run_local(
     worker, and after an error of on_poll each worker receives SIGTERM: the workers save their runs
     and exit.
     """
+    if filesystem.is_remote(log_folder):
+        raise ValueError(
+            f"dir={log_folder.parent}: --jobs cannot write the logs of its processes to a bucket:"
+            " remove --jobs, or choose a local folder"
+        )
     log_folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(_forward_signals())

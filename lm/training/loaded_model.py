@@ -23,7 +23,7 @@ from lm.data.sources import path_permissions
 from lm.data.tokenization import token_healing
 from lm.evaluation import generation, scoring
 from lm.model import params
-from lm.parallel import mesh
+from lm.parallel import distributed, mesh
 from lm.runs import records
 from lm.training import checkpoints, step
 
@@ -127,7 +127,7 @@ def fit_to_devices(run: schema.Run, is_sharded_on_cpu: bool = False) -> schema.R
             return run
     except ValueError:
         pass
-    n_devices = jax.device_count()
+    n_devices = len(distributed.list_devices())
     batch_size = -(-run.data.batch_size // n_devices) * n_devices
     data = dataclasses.replace(run.data, batch_size=batch_size, batch_size_warmup="")
     return dataclasses.replace(run, mesh=schema.Mesh(), data=data)

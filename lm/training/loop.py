@@ -74,6 +74,7 @@ def validate_session(
     """
     validation.validate_run(run_tokenizer.resolve_tokenizer(run))
     trackers.check_trackers(run)
+    distributed.list_devices()
     distributed.run_on_primary(lambda: records.check_same_config(run))
     if run.start.run:
         warm_start.validate_start(run, warm_start.parent_run(run))

@@ -46,7 +46,7 @@ def run_from_huggingface(
     devices of this machine. Raises ValueError if a file is corrupt or outside the folder, if the
     model is not supported, or if run_folder is not empty.
     """
-    run_folder = Path(run_folder)
+    run_folder = filesystem.open_path(run_folder)
     model = model_folders.read_model(str(folder), allow_paths, tokenizer)
     run = schema.Run(name=run_folder.name, dir=str(run_folder.parent), steps=1, model=model.shape)
     run.data.seq_len = seq_len or min(model.context, 1024)
@@ -61,9 +61,7 @@ def run_from_huggingface(
     model_tokenizer.save(run_folder)
     kind, _, path = run.data.tokenizer.partition(":")
     if path:
-        run.data.tokenizer = (
-            f"{kind}:{run_folder / Path(load.tokenizer_file_name(model_tokenizer))}"
-        )
+        run.data.tokenizer = f"{kind}:{run_folder / load.tokenizer_file_name(model_tokenizer)}"
     # The tokens and FLOPs of the original training are unknown.
     facts = {k: v for k, v in flops.run_facts(run).items() if k not in ("tokens", "flops")}
     facts |= run_tokenizer.tokenizer_facts(model_tokenizer)

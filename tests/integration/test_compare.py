@@ -45,8 +45,8 @@ def test_command_writes_json_a_record_and_a_page(tmp_path, monkeypatch):
     status, output = run_compare("a", "b", "--decide", "--error=0.04")  # needs no further run
     suggestion = "next: uv run python -m experiments.compare a b --error=0.04 --anytime --out="
     assert status == 0 and suggestion in output, output
-    status, output = run_compare("--a=a", "--b=b", "--time_budget=soon")
-    assert (status, output[:20]) == (2, "error: --time_budget")
+    status, output = run_compare("--a=a", "--b=b", "--decide", "--time_budget=soon")
+    assert (status, output[:25]) == (2, "error: --time_budget=soon")
 
 
 def test_further_seeds_extend_a_sweep(tmp_path):

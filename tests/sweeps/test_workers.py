@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 from fixtures import commands
 
-from lm.runs import records
+from lm.runs import filesystem, records
 from lm.sweeps import workers
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -212,6 +212,14 @@ def test_missing_device_of_a_worker_is_one_line(monkeypatch):
         workers.check_visible_devices()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     workers.check_visible_devices()
+
+
+def test_logs_of_workers_are_not_written_to_a_bucket(tmp_path, monkeypatch, bucket):
+    monkeypatch.chdir(tmp_path)
+    folder = filesystem.open_path("gs://bucket/runs/s/workers")
+    with pytest.raises(ValueError, match=r"^dir=gs://bucket/runs/s: --jobs .*: remove --jobs"):
+        workers.run_local(["true"], [{}], folder, lambda: None)
+    assert not [*tmp_path.iterdir()] and not bucket.objects
 
 
 def test_devices_are_counted_in_a_process_that_ends(monkeypatch):

@@ -2,11 +2,14 @@
 
     tasks = load_harness_tasks(HarnessOptions(("arc_easy",), limit=100))
     results = evaluate_harness_tasks(tasks, adapter)
-    results["harness:arc_easy"]["acc_norm"]         # {"value": 0.41, "se": 0.05}
+    results["harness:arc_easy?n=100"]["acc_norm"]   # {"value": 0.41, "se": 0.05}
 
 The metrics are those of the harness. "acc" is named accuracy, as in the tasks of this project. A
 metric of a filter that is not "none" has the name METRIC_FILTER. The metric chance is the accuracy
 of a random choice, the mean of 1 / number of choices, and 0 for a task without choices.
+
+The name of a result has the options that differ from those of the task, with the names of the
+options of other tasks: harness:arc_easy?n=100&shots=5&template=chat.
 """
 
 import contextlib
@@ -39,6 +42,16 @@ class HarnessOptions:
     n_shots: int | None = None
     include_path: str = ""
     uses_chat_template: bool = False
+
+    def result_name(self, name: str) -> str:
+        """Return the name of the results of a task or group with these options."""
+        fields = {
+            "n": self.limit,
+            "shots": self.n_shots,
+            "template": "chat" if self.uses_chat_template else None,
+        }
+        query = "&".join(f"{key}={value}" for key, value in fields.items() if value is not None)
+        return f"{PREFIX}{name}?{query}" if query else f"{PREFIX}{name}"
 
 
 class HarnessTasks(NamedTuple):
@@ -103,9 +116,10 @@ def _load_problem(options: HarnessOptions, manager: Any) -> str:
 def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[str, dict]]:
     """Return the metrics of each task and group: {name: {metric: {"value", "se"}}}.
 
-    adapter: see lm_eval_harness.make_adapter. A task has the metrics n, chance and n_truncated, the
-    number of its requests whose context was truncated. A group has the metric n_paradigms, the
-    number of its members, and their mean chance, weighted by their examples.
+    The names are those of HarnessOptions.result_name. adapter: see lm_eval_harness.make_adapter. A
+    task has the metrics n, chance and n_truncated, the number of its requests whose context was
+    truncated. A group has the metric n_paradigms, the number of its members, and their mean chance,
+    weighted by their examples.
     """
     harness: Any = importlib.import_module("lm_eval")
     options = tasks.options
@@ -137,7 +151,7 @@ def evaluate_harness_tasks(tasks: HarnessTasks, adapter: Any) -> dict[str, dict[
             total = sum(sizes[task] * chances[task] for task in measured)
             metrics["chance"] = {"value": total / max(sum(sizes[task] for task in measured), 1)}
         if metrics:
-            results[PREFIX + name] = metrics
+            results[options.result_name(name)] = metrics
     return results
 
 

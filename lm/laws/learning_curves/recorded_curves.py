@@ -19,7 +19,7 @@ import numpy as np
 from lm.config import optimizer_config
 from lm.config.schedules import batch_size_schedule
 from lm.laws import comparability, run_table
-from lm.runs import json_files
+from lm.runs import filesystem, json_files
 
 START_FRACTION = 0.1  # of the steps; earlier losses are not fitted
 N_BINS = 30  # points of a curve of training losses
@@ -134,7 +134,7 @@ def _read_curve(row: Mapping, index: int) -> LearningCurve:
             f"{name}: data.batch_size_warmup={warmup} changes the tokens per step, and a forecast"
             " needs runs of constant batch size: leave this run out"
         )
-    folder = Path(row["dir"])
+    folder = filesystem.open_path(row["dir"])
     evaluations = _finite_rows(json_files.read_latest_rows(folder / EVALUATIONS))
     metrics = _finite_rows(json_files.read_latest_rows(folder / METRICS))
     is_finished = row.get("status", "done") == "done" and row["steps"] in dict(evaluations)

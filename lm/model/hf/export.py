@@ -45,7 +45,7 @@ def export_model(
     empty.
     """
     shape = dataclasses.replace(run.model, lora_rank=0)
-    name, folder = architectures.architecture_of(shape, family), Path(folder)
+    name, folder = architectures.architecture_of(shape, family), filesystem.open_path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"--out={folder} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)

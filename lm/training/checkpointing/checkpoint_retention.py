@@ -11,7 +11,8 @@ An interrupted deletion thus leaves no incomplete folder with the name of a step
 rename: there the checksums of the manifest detect an incomplete checkpoint.
 """
 
-import contextlib
+import errno
+import hashlib
 import json
 import math
 import shutil
@@ -27,6 +28,8 @@ from lm.training.checkpointing import checkpoint_manifest
 
 DELETED = "deleted"  # folder in checkpoints/ of checkpoints that are being deleted
 INCOMPLETE = "*.orbax-checkpoint-tmp*"  # folders in checkpoints/ of interrupted saves
+MAX_NAME_BYTES = 128  # of a run in the name of its pin; the name of a file has at most 255 bytes
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # errors of a folder that may not change
 N_INTACT = 2  # number of intact checkpoints that are preserved, because the newest may be damaged
 
 
@@ -67,11 +70,17 @@ def remove_incomplete(folder: Path) -> None:
 def pin_checkpoint(run: schema.Run, step: int, by: str) -> None:
     """Preserve a checkpoint, which need not exist yet, for another run. No device is used.
 
-    by: name of the run that starts from the checkpoint.
+    by: name of the run that starts from the checkpoint. The name of the file has a hash in place of
+    a long name. Raises OSError if the pin cannot be written to a folder that is not read-only.
     """
-    pin = records.run_dir(run) / run_files.PINS / f"{step}-{by.replace('/', '-')}"
-    with contextlib.suppress(OSError):  # no process deletes checkpoints of a read-only folder
-        filesystem.write_file(pin, by + "\n")
+    name = by.replace("/", "-")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        name = hashlib.sha256(by.encode()).hexdigest()
+    try:
+        filesystem.write_file(records.run_dir(run) / run_files.PINS / f"{step}-{name}", by + "\n")
+    except OSError as error:
+        if error.errno not in READ_ONLY:  # no process deletes checkpoints of a read-only folder
+            raise
 
 
 class _NewestIntact(preservation_policy.PreservationPolicy):

@@ -13,7 +13,7 @@ import jax
 from lm.config import schema
 from lm.model import params, transformer
 from lm.model.hf import load
-from lm.parallel import mesh
+from lm.parallel import distributed, mesh
 from lm.training.published import model_folders
 
 
@@ -22,7 +22,7 @@ def divide_over_devices(run: schema.Run) -> schema.Run:
 
     data.batch_size is increased to a multiple of the devices.
     """
-    n_devices = jax.device_count()
+    n_devices = len(distributed.list_devices())
     batch_size = -(-run.data.batch_size // n_devices) * n_devices
     data = dataclasses.replace(run.data, batch_size=batch_size)
     for n_parts in range(n_devices, 0, -1):

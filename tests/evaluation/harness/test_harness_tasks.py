@@ -8,7 +8,9 @@ import pytest
 from fixtures import commands
 
 from lm.evaluation.harness import harness_tasks
-from lm.runs import records, task_results
+from lm.reports import transfer_analysis
+from lm.reports.tuned_abilities import pretraining_gain
+from lm.runs import records, short_names, task_results
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra harness")
@@ -54,14 +56,14 @@ def test_results_of_the_harness_are_in_the_records_of_the_run(task_folder, finis
     )
     assert result.returncode == 0, result.stderr
     (row,) = records.load_runs(folder)
-    metrics = task_results.task_results(row)["harness:counting"]
+    metrics = task_results.task_results(row)["harness:counting?n=4"]
     assert metrics["n"]["value"] == 4 and metrics["accuracy"]["se"] > 0
     assert {"acc_norm", "n_truncated"} < metrics.keys()
     assert metrics["chance"]["value"] == 0.5
-    assert task_results.task_value(row, "harness:numbers", "chance") == 0.5
+    assert task_results.task_value(row, "harness:numbers?n=4", "chance") == 0.5
     assert row["eval.loss"] > 0  # the other results of the step remain
-    assert task_results.paradigm_means([row]) == ["harness:numbers"]
-    assert "harness:counting" in result.stdout and "acc_norm" in result.stdout
+    assert task_results.paradigm_means([row]) == ["harness:numbers?n=4"]
+    assert "harness:counting?n=4" in result.stdout and "acc_norm" in result.stdout
     run_without_chat = commands.run_command(
         task_folder,
         "evaluate",
@@ -72,6 +74,29 @@ def test_results_of_the_harness_are_in_the_records_of_the_run(task_folder, finis
     )
     assert run_without_chat.returncode == 2
     assert "has no chat template" in run_without_chat.stderr
+
+
+def test_options_of_the_harness_are_in_the_names_of_results(task_folder, finished_copy):
+    """A second evaluation with another option does not replace the results of the first one."""
+    folder = records.run_dir(finished_copy)
+    options = "--harness=counting", f"--include_path={task_folder}"
+    permission = f"--allow_path={task_folder.parent}"
+    command = "evaluate", f"--run={folder}", *options, permission
+    for limit in (3, 5):
+        assert not commands.run_command(task_folder, *command, f"--limit={limit}").returncode
+    (row,) = records.load_runs(folder)
+    for limit in (3, 5):
+        assert task_results.task_value(row, f"harness:counting?n={limit}", "n") == limit
+    result = commands.run_command(task_folder, *command, "--seq_len=8")
+    assert result.returncode == 2 and result.stderr.startswith("error: --seq_len=8 must be")
+    both = harness_tasks.HarnessOptions(("a",), None, 5, "", uses_chat_template=True)
+    task = both.result_name("a")
+    assert task == "harness:a?shots=5&template=chat"
+    assert harness_tasks.HarnessOptions(("a",)).result_name("a") == "harness:a"
+    assert task_results.task_family(task) == "harness:a"
+    assert short_names.shorten_task(task) == task
+    assert pretraining_gain.task_label("harness:a?shots=5") == "harness:a (shots=5)"
+    assert transfer_analysis.task_base_name(task) == "harness:a"
 
 
 def test_unknown_tasks_and_missing_data_are_refused_in_one_line(task_folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Curves from run directories and from files."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from fixtures import training_curves
 import lm
 from lm.config import schema
 from lm.laws.learning_curves import recorded_curves
-from lm.runs import records
+from lm.runs import filesystem, records
 
 
 def test_curves_of_run_directories_have_the_recorded_losses(tmp_path):
@@ -22,6 +23,18 @@ def test_curves_of_run_directories_have_the_recorded_losses(tmp_path):
     row = training_curves.write_run(tmp_path / "b", curve.until(100), status="running")
     (unfinished,) = lm.laws.read_curves([row])
     assert not unfinished.is_finished and unfinished.last_step == 100
+
+
+def test_curve_of_a_run_in_a_bucket_is_read(tmp_path, bucket):
+    row = training_curves.write_run(tmp_path, training_curves.curves(1)[0])
+    (local,) = lm.laws.read_curves([row])
+    folder = pathlib.Path(row["dir"])
+    row = row | {"dir": "gs://bucket/run"}
+    for name in (recorded_curves.EVALUATIONS, recorded_curves.METRICS):
+        filesystem.open_path(row["dir"]).joinpath(name).write_bytes((folder / name).read_bytes())
+    (read,) = lm.laws.read_curves([row])
+    np.testing.assert_array_equal(read.losses, local.losses)
+    np.testing.assert_array_equal(read.training_losses, local.training_losses)
 
 
 def test_curve_of_a_trained_run_has_its_schedule(finished_run):

@@ -1,6 +1,9 @@
 """Retention of checkpoints: the policy, and interrupted deletion."""
 
+import contextlib
+import errno
 import json
+import os
 import pathlib
 import shutil
 
@@ -10,7 +13,7 @@ import pytest
 from etils import epath
 
 from lm.config import schema
-from lm.runs import records
+from lm.runs import filesystem, records
 from lm.training import checkpoints
 from lm.training.checkpointing import checkpoint_retention
 
@@ -58,6 +61,27 @@ def test_best_checkpoint_is_preserved(tiny, state):
                 records.append_record(records.run_dir(tiny) / "evals.jsonl", row)
     with checkpoints.CheckpointStore(tiny) as store:
         assert store.steps() == [8, 20, 24]
+
+
+def test_pin_of_a_run_with_a_long_name_is_written(tiny):
+    long_name = "s/" + 250 * "a"
+    checkpoint_retention.pin_checkpoint(tiny, 6, long_name)
+    (pin,) = (records.run_dir(tiny) / "pins").iterdir()
+    assert pin.name.startswith("6-") and pin.read_text() == f"{long_name}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "is_raised"),
+    [(errno.EROFS, False), (errno.EACCES, False), (errno.ENOSPC, True), (errno.EIO, True)],
+)
+def test_only_a_read_only_folder_has_no_pin(tiny, monkeypatch, code, is_raised):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(filesystem, "write_file", refuse)
+    expectation = pytest.raises(OSError) if is_raised else contextlib.nullcontext()
+    with expectation:
+        checkpoint_retention.pin_checkpoint(tiny, 6, "s/branch")
 
 
 def test_checkpoint_of_a_child_run_is_preserved(tiny, state):
