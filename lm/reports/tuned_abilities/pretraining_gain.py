@@ -178,7 +178,7 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
                         "other": other,
                         "gain": sign * (pair[0]["value"] - pair[1]["value"]),
                         "gain_se": float(np.hypot(pair[0]["se"], pair[1]["se"])),
-                        "seed_degrees": _degrees(pair),
+                        "seed_degrees": _degrees([pair[0], pair[1]]),
                     }
                 )
     return effects
