@@ -13,10 +13,12 @@ import sys
 
 import jax
 import pytest
+from fixtures import shared_fits
 
 from experiments.benchmarks import fast_compilation
 from experiments.benchmarks.attack import simulated_bucket
 from lm.config import model_sizes, schema
+from lm.laws import estimation
 from lm.parallel import mesh
 from lm.runs import records
 from lm.training import loop, step
@@ -152,6 +154,22 @@ def finished_copy(finished_run, tmp_path) -> schema.Run:
 def built_anew(monkeypatch):
     """Give tests that replace parts of the functions an own cache of functions."""
     monkeypatch.setattr(step.CACHE, "programs", {})
+
+
+@pytest.fixture(scope="session")
+def finished_fits() -> dict[str, tuple]:
+    """Return the fits of this process by the text of all inputs of a fit."""
+    return {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def equal_problems_are_fitted_once(request, finished_fits):
+    """Copy the fit of an equal problem in tests of reports. The tests of audits repeat each fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "reports" in request.path.parts and "audit" not in request.path.parts:
+            fit_once = shared_fits.make_fit_once(finished_fits)
+            patch.setattr(estimation, "fit_problem", fit_once)
+        yield
 
 
 @pytest.fixture(scope="session")

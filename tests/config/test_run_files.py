@@ -14,6 +14,7 @@ from lm.runs import records
 PACKAGES = ("evaluation", "reports", "runs", "sweeps", "training")
 # Names that no run directory and no sweep directory contains: files of checkpoints and of the code.
 OTHER_NAMES = {"__init__.py", "events", "lm", "preparation", "proofs.jsonl", "pyproject.toml"}
+OTHER_NAMES |= {".cache", "code_hashes", "lm-scaling"}  # the cache folder of the user
 OTHER_NAMES |= {"_METADATA", "by_tokens", "manifest", "metadata", "multiplier", "state"}
 
 
