@@ -266,7 +266,7 @@ def check_all_done(folder: pathlib.Path, n: int, n_restarts: int) -> None:
     ("n_runs", "shares"), [(4, ["0", "1", "2"]), (2, ["0,1", "2,3"]), (1, ["0,1,2,3"])]
 )
 def test_devices_are_divided_among_the_pending_runs(folder, monkeypatch, n_runs, shares):
-    """Of four runs, three are parallel: a run waits for its parent."""
+    """Three of four runs are parallel: a run waits for its parent."""
     started = []
 
     def run_local(command: list[str], environments: list[dict], *_) -> None:
