@@ -246,11 +246,9 @@ def _counted_bytes(run: schema.Run, shapes: ShardedShapes) -> float:
     if is_stored:
         # Inputs of both branches, with norms and transposed norms. Queries and keys are stored
         # before and after their norm. Each block of queries has a copy of its keys and values.
-        stored += (
-            6 * stream
-            + (5 if has_norm else 3) * heads
-            + (5 - n_up if is_loop else n_up + 2) * hidden
-        )
+        # In a loop, a gated MLP stores three arrays of its hidden width, and a plain one four.
+        n_hidden = 5 - n_up if is_loop else n_up + 2
+        stored += 6 * stream + (5 if has_norm else 3) * heads + n_hidden * hidden
         stored += (n_blocks + (3 if has_norm else 1)) * keys
     else:
         stored += 2 * stream + 2 * heads + 2 * keys + n_up * hidden

@@ -32,8 +32,7 @@ N_READERS = 32  # objects that are downloaded at the same time
 INTERRUPTED_SECONDS = 5.0  # a younger temporary file may belong to another container
 ABANDONED_SECONDS = 3600.0  # no write of such a file takes longer
 MAX_TEXT_BYTES = 1 << 26  # of a JSON file that is read at once
-# Errors of a disk or process, after which a repetition continues the run -> remedy. Other errors of
-# a file need another path.
+# Errors after which a repetition continues the run -> remedy. Other errors need another path.
 DISK_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space"),
     **dict.fromkeys((errno.EFBIG, errno.EMFILE, errno.ENFILE), "Raise the limit of ulimit"),
@@ -73,7 +72,10 @@ def open_path(name: str | os.PathLike) -> Path:
 
 
 def user_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the user's folder for repeatable files. Raises RuntimeError without a home folder."""
+    """Return the user's folder of files that can be computed again.
+
+    Raises RuntimeError without a home folder.
+    """
     base = environment.get("XDG_CACHE_HOME", "")
     folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     return folder / "lm-scaling"

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lm.laws import random_effects
+
 PRIOR_DEGREES = 4  # weight of the average residual variance, in residuals
 MIN_DEGREES = 2  # runs beyond the number of coefficients
 SCORE_MARGIN = 0.002  # least distance of a score from 0 and 1
@@ -150,12 +152,13 @@ def _seed_weights(
 
     The error of the form, which all runs of a set share, and the noise of a trunk run have the
     variances of an analysis of variance of the residuals of trunk runs, averaged over the tasks.
+    Legend: M trunk runs, S sets.
     """
     names, trunk_R = np.unique(list(trunks), return_inverse=True)
     set_M = np.zeros(len(names), int)  # of each of M trunk runs
     set_M[trunk_R] = sets_R
     n_trunks_S = np.bincount(set_M)
-    n_sets, n_trunks = int((n_trunks_S > 0).sum()), len(names)
+    n_sets, n_trunks = len(n_trunks_S), len(names)
     if n_sets == n_trunks:
         return np.ones(len(trunk_R))
     mean_MR = (trunk_R == np.arange(n_trunks)[:, None]) / np.bincount(trunk_R)[:, None]
@@ -163,14 +166,13 @@ def _seed_weights(
     basis_MJ = np.linalg.qr(design_MJ)[0]
     residuals_MT = mean_MR @ logits_RT
     residuals_MT = residuals_MT - basis_MJ @ (basis_MJ.T @ residuals_MT)
-    sums_ST = np.zeros((len(n_trunks_S), logits_RT.shape[1]))
-    np.add.at(sums_ST, set_M, residuals_MT)
-    means_ST = sums_ST / np.maximum(n_trunks_S, 1)[:, None]
+    sums_ST = random_effects.group_sums(residuals_MT, set_M, np.ones(n_trunks))
+    means_ST = sums_ST / n_trunks_S[:, None]
     own = float(((residuals_MT - means_ST[set_M]) ** 2).sum()) / (n_trunks - n_sets)
     between = float((n_trunks_S[:, None] * means_ST**2).sum()) / (n_sets - basis_MJ.shape[1])
     form = max(between - own, 0.0) * n_sets / n_trunks
-    shared = form / max(form + own, MIN_VARIATION)
-    return 1 / (1 + (n_trunks_S[sets_R] - 1) * shared)
+    rho = form / max(form + own, MIN_VARIATION)
+    return 1 / (1 + (n_trunks_S[sets_R] - 1) * rho)
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:

@@ -187,7 +187,8 @@ def compare_methods(points: Sequence[Mapping]) -> list[dict]:
 def _degrees(pair: Sequence[Mapping]) -> float:
     """Return the degrees of freedom of the error of the difference of two scores, 0 without seeds.
 
-    The error of the test items counts as known. Equal degrees may belong to one pooled variance.
+    The error of the test items counts as known. Equal degrees are not added, because they may
+    belong to one pooled variance.
     """
     parts, degrees = zip(*((p["seed_variance"], p["seed_degrees"]) for p in pair), strict=True)
     if not all(degrees):
@@ -346,11 +347,8 @@ def _best_runs(rows: Sequence[Mapping]) -> list[Mapping]:
         return [next(iter(by_rate.values())) for by_rate in by_seed.values()]
 
     def mean_loss(rate: float) -> float:
-        return float(
-            np.mean(
-                [transfer_analysis.held_out_loss(by_rate[rate]) for by_rate in by_seed.values()]
-            )
-        )
+        runs = [by_rate[rate] for by_rate in by_seed.values()]
+        return float(np.mean([transfer_analysis.held_out_loss(run) for run in runs]))
 
     best = min(sorted(common), key=mean_loss)
     return [by_rate[best] for by_rate in by_seed.values()]

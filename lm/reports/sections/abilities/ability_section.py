@@ -86,7 +86,7 @@ def describe_counts(sweep: summary.SweepSummary) -> str:
     subject = (
         f"The largest finished model, {name},"
         if len(largest) == 1
-        else (f"The largest size has {len(largest)} finished runs, such as {name}. On average, one")
+        else f"The largest size has {len(largest)} finished runs, such as {name}. On average, a run"
     )
     return (
         f"{subject} masters {mastered:g} of {n:g} tasks. It is significantly above baseline in"
