@@ -58,6 +58,7 @@ def estimate_step(
     weights: see memory_estimate.list_weights.
     Raises ValueError if the mesh of the run does not fit the devices or the sizes of the model.
     """
+    run = memory_estimate.resolve_layout(run, target.n_devices, target.platform)
     shapes = TargetShapes(run, target)
     platform, capability = target.platform, target.compute_capability
     flops = executed_flops(run, platform, capability)
