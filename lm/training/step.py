@@ -275,17 +275,21 @@ def _gradient_function(
         if run.optim.grad_accumulation_steps == 1:
             return chunk_gradient(shared, batch)
 
-        def add(sums, chunk):
-            return jax.tree.map(jnp.add, sums, chunk_gradient(shared, chunk)), None
+        def add(carry, chunk):
+            sums, is_first = carry
+            sums = jax.tree.map(
+                lambda total, x: jnp.where(is_first, 0, total) + x, sums, chunk_gradient(shared, chunk)
+            )
+            return (sums, jnp.zeros((), bool)), None
 
         chunks = {
             k: mesh.split_chunks(v, run.optim.grad_accumulation_steps, "batch", 0)
             for k, v in batch.items()
         }
         first = {k: v[0] for k, v in chunks.items()}
-        shapes = jax.eval_shape(lambda: chunk_gradient(shared, first))
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(add, zero, chunks)[0]
+        nats, routing, _ = jax.eval_shape(lambda: chunk_gradient(shared, first))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (nats, routing))
+        return jax.lax.scan(add, ((*zeros, weights), jnp.ones((), bool)), chunks)[0][0]
 
     return gradients
 
