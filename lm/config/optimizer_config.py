@@ -105,7 +105,10 @@ class Optimizer:
     grad_accumulation_steps: int = field(
         0,
         "Micro-batches per step. 0: 1, and on CPU as many as the memory needs.",
-        "execution", "plan", ge=0, chunks="batch",
+        "execution",
+        "plan",
+        ge=0,
+        chunks="batch",
     )
     on_nonfinite: Literal["stop", "skip", "rewind"] = field(
         "stop", "Non-finite loss or gradient: stop, skip the update, or rewind.", "execution"

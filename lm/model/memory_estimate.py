@@ -117,9 +117,7 @@ def resolve_layout(run: schema.Run, n_devices: int, platform: str) -> schema.Run
         return run
     weights = _cached_weights(dataclasses.astuple(run.model))
     shapes = ShardedShapes(run, n_devices, platform)
-    while (
-        shapes.n_rows % 2 == 0 and activation_bytes(run, shapes, weights) > MAX_ACTIVATION_BYTES
-    ):
+    while shapes.n_rows % 2 == 0 and activation_bytes(run, shapes, weights) > MAX_ACTIVATION_BYTES:
         run = _set_micro_batches(run, 2 * run.optim.grad_accumulation_steps)
         shapes = ShardedShapes(run, n_devices, platform)
     return run

@@ -376,8 +376,7 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arr
     nats_BT: cross-entropy of each target in nats. log_z_BT: log of the softmax denominator.
     """
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    is_target_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
-    target_logit_BT = jnp.where(is_target_BTV, logits_BTV, 0.0).sum(axis=-1)
+    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return log_z_BT - target_logit_BT, log_z_BT
 
 

@@ -155,9 +155,7 @@ def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> StepInpu
         group_factor = group_factors.get(parametrization.weight_role(names), 1.0)
         return np.float32(optim.weight_decay * factors.decay * group_factor / divisor)
 
-    return StepInputs(
-        np.float32(optim.lr), jax.tree.map(decay, axes, is_leaf=mesh.is_axis_names)
-    )
+    return StepInputs(np.float32(optim.lr), jax.tree.map(decay, axes, is_leaf=mesh.is_axis_names))
 
 
 def make_optimizer(
