@@ -253,6 +253,8 @@ def activation_bytes(run: schema.Run, shapes: ShardedShapes, weights: list[Weigh
     gathered = 2 * value_bytes * sum(layer_sizes) / model.n_layers
     gathered += (value_bytes + FLOAT32) * max(table_sizes, default=0)
     if _has_counted_arrays(run, shapes):
+        if remat_policies.is_unrolled(model):  # the gathered weights serve the whole step
+            gathered = FLOAT32 * sum(map(shapes.gathered_size, gathered_weights))
         return _counted_bytes(run, shapes) + gathered
     return model.n_layers * stored + layer + max(logits, gathered) + gathered
 
