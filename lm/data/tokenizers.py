@@ -18,7 +18,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 
 from lm.data.tokenization import special_tokens, token_bytes
 from lm.runs import filesystem
@@ -206,6 +205,8 @@ class HFTokenizer(Tokenizer):
 
     def __init__(self, text: str, where: str = "tokenizer.json"):
         """Read the contents of tokenizer.json. Raises ValueError, naming the file `where`."""
+        import tokenizers  # its import takes 3 MiB, and a run on bytes does not need it
+
         try:
             self.text, self.inner = text, tokenizers.Tokenizer.from_str(text)
             content = json.loads(text)

@@ -15,14 +15,14 @@ error.
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint
 
 from lm.config import run_files, schema
 from lm.model import params
@@ -34,6 +34,9 @@ from lm.training.checkpointing import (
     checkpoint_retention,
     read_errors,
 )
+
+if TYPE_CHECKING:
+    import orbax.checkpoint
 
 SPARE_BYTES = 1 << 18  # for the files of a checkpoint other than its arrays
 
@@ -50,6 +53,35 @@ class CheckpointStore:
     """
 
     def __init__(self, run: schema.Run, read_only: bool = False):
+        self.run_folder = records.run_dir(run)
+        self.folder = self.run_folder / run_files.CHECKPOINTS
+        self.fields = checkpoint_manifest.expected_fields(run, read_only)
+        self.saved_step = -1
+        self.is_read_only = read_only
+        self._run = run
+        self._open_managers = contextlib.ExitStack()
+        if not read_only:
+            checkpoint_retention.remove_incomplete(self.folder)
+            distributed.run_on_primary(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with _write_errors(self.folder):
+            self._open_managers.close()
+        if not self.is_read_only:
+            checkpoint_retention.remove_incomplete(self.folder)
+
+    @functools.cached_property
+    def manager(self) -> "orbax.checkpoint.CheckpointManager":
+        """Manager of orbax. The first use, in all processes at the same time, opens the folder.
+
+        A new run uses it at its first save: the compilation of the step, whose memory is the
+        largest of a small run, comes before.
+        """
+        import orbax.checkpoint  # its import takes 0.3 s and 25 MiB
+
         # Orbax logs each error and raises it.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         # By default each device with a copy of an array writes a slice. For a small array,
@@ -59,32 +91,19 @@ class CheckpointStore:
             orbax.checkpoint.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**22),
             override=True,
         )
-        self.run_folder = records.run_dir(run)
-        self.folder = self.run_folder / run_files.CHECKPOINTS
-        self.fields = checkpoint_manifest.expected_fields(run, read_only)
-        self.saved_step = -1
+        is_writer = not self.is_read_only
         options = orbax.checkpoint.CheckpointManagerOptions(
-            preservation_policy=checkpoint_retention.preservation_rules(run),
-            todelete_subdir=None if read_only else checkpoint_retention.DELETED,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            create=not read_only,
-            save_interval_steps=0 if read_only else 1,
+            preservation_policy=checkpoint_retention.preservation_rules(self._run),
+            todelete_subdir=checkpoint_retention.DELETED if is_writer else None,
+            cleanup_tmp_directories=is_writer,
+            read_only=self.is_read_only,
+            create=False,
+            save_interval_steps=1 if is_writer else 0,
         )
-        self.is_read_only = read_only
-        if not read_only:
-            checkpoint_retention.remove_incomplete(self.folder)
         path = self.folder if filesystem.is_remote(self.folder) else self.folder.absolute()
-        self.manager = orbax.checkpoint.CheckpointManager(path, options=options)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with _write_errors(self.folder):
-            self.manager.close()
-        if not self.is_read_only:
-            checkpoint_retention.remove_incomplete(self.folder)
+        manager = orbax.checkpoint.CheckpointManager(path, options=options)
+        self._open_managers.callback(manager.close)
+        return manager
 
     def save(
         self, step: int, state: dict, batch_hash: str, window: list[dict], seconds: float
@@ -98,6 +117,8 @@ class CheckpointStore:
         no room for this save. In the last two cases the save does not begin, because after a failed
         write the threads of orbax wait ten minutes for each other.
         """
+        import orbax.checkpoint
+
         checkpoint_retention.remove_deleted(self.folder)
         self.check_room(state)
         # The logs must not be older than the weights.
@@ -118,11 +139,15 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Wait for pending saves, and return the steps of the complete checkpoints in order.
 
-        Raises OSError if a save failed.
+        A folder that has no checkpoint is not opened. Raises OSError if a save failed.
         """
+        is_saved = self.saved_step >= 0
+        if not is_saved and not distributed.run_on_primary(lambda: newest_checkpoint(self._run)):
+            return []
+        manager = self.manager
         with _write_errors(self.folder):
-            self.manager.wait_until_finished()
-        return distributed.run_on_primary(lambda: sorted(self.manager.all_steps(read=True)))
+            manager.wait_until_finished()
+        return distributed.run_on_primary(lambda: sorted(manager.all_steps(read=True)))
 
     def restore_newest(self, abstract: dict) -> checkpoint_manifest.RestoredState:
         """Restore the newest intact checkpoint.
@@ -168,7 +193,7 @@ class CheckpointStore:
             raise checkpoint_manifest.CheckpointError(
                 f"{self.folder} has no step {step}: it has {steps}"
             )
-        saved = self._read(step, "manifest", orbax.checkpoint.args.JsonRestore())
+        saved = self._read(step, "manifest")
         if saved.get("checksum") != checkpoint_manifest.checksum(saved):
             raise CorruptCheckpoint("the manifest's checksum differs")
         if saved["step"] != step:
@@ -203,7 +228,7 @@ class CheckpointStore:
         saved: the manifest. abstract: jax.ShapeDtypeStruct with a sharding by path. Raises
         CorruptCheckpoint if a checksum differs from the manifest.
         """
-        arrays = self._read(step, "state", _restore_args(abstract))
+        arrays = self._read(step, "state", abstract)
         # Orbax returns the abstract array for a path that its metadata lacks.
         missing = [path for path, x in arrays.items() if not isinstance(x, jax.Array)]
         if missing:
@@ -232,17 +257,15 @@ class CheckpointStore:
         rows = json_files.read_latest_rows(self.folder / "proofs.jsonl")
         return next((row for row in rows if row["step"] == step), None)
 
-    def _read(self, step: int, item: str, args) -> Any:
+    def _read(self, step: int, item: str, abstract: dict | None = None) -> Any:
         """Read an item of a checkpoint, "state" or "manifest".
 
-        Raises OSError if the disk, network or memory failed, else CorruptCheckpoint in all
-        processes.
+        abstract: abstract arrays of the state by path; None for the manifest. Raises OSError if the
+        disk, network or memory failed, else CorruptCheckpoint in all processes.
         """
-        value, reason = None, ""
+        args, value, reason = _restore_args(item, abstract), None, ""
         try:
-            value = self.manager.restore(
-                step, args=orbax.checkpoint.args.Composite(**{item: args})
-            )[item]
+            value = self.manager.restore(step, args=args)[item]
         except Exception as error:  # orbax, tensorstore and the disk raise many types
             if failure := read_errors.find_failure(error):
                 message = _first_line(failure, 120)
@@ -330,12 +353,21 @@ def open_readonly(run: schema.Run, step: int | None) -> Iterator[tuple[Checkpoin
             ) from error
 
 
-def _restore_args(abstract: dict) -> orbax.checkpoint.args.PyTreeRestore:
-    """Return the orbax arguments that read each array with its type and sharding."""
-    args = orbax.checkpoint.checkpoint_utils.construct_restore_args(abstract)
-    return orbax.checkpoint.args.PyTreeRestore(
-        item=abstract, restore_args=args, partial_restore=True
+def _restore_args(item: str, abstract: dict | None) -> "orbax.checkpoint.args.Composite":
+    """Return the orbax arguments that read an item, see CheckpointStore._read.
+
+    Each array is read with its type and sharding in `abstract`.
+    """
+    import orbax.checkpoint
+
+    if abstract is None:
+        return orbax.checkpoint.args.Composite(**{item: orbax.checkpoint.args.JsonRestore()})
+    arrays = orbax.checkpoint.args.PyTreeRestore(
+        item=abstract,
+        restore_args=orbax.checkpoint.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
     )
+    return orbax.checkpoint.args.Composite(**{item: arrays})
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from lm.config import schema
 from lm.model import params
 from lm.parallel import mesh
 from lm.runs import records
-from lm.training import checkpoints, loaded_model
+from lm.training import checkpoints, loaded_model, preemption
 from lm.training.checkpointing import checkpoint_manifest
 
 
@@ -50,6 +50,33 @@ def restore_newest(run: schema.Run, state: dict) -> tuple[int, list[str]]:
 
 def saved_steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def test_store_without_checkpoint_opens_no_manager(tiny, state):
+    """The manager imports orbax, which a new run needs only after its compilation."""
+    for read_only in (False, True):
+        with checkpoints.CheckpointStore(tiny, read_only) as store:
+            assert store.steps() == []
+            assert store.restore_newest(abstract(state)).step == 0
+            with pytest.raises(checkpoint_manifest.CheckpointError, match="no step 3: it has \\[]"):
+                store.restore(3, abstract(state))
+            assert "manager" not in vars(store)
+
+
+def test_interrupted_first_save_leaves_no_file(tiny, state, monkeypatch):
+    """The first save imports orbax, and a second signal may interrupt the import."""
+
+    def interrupt(*_, **__):
+        raise preemption.Interrupted("stopped by SIGTERM, without saving", "SIGTERM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager", interrupt)
+        with pytest.raises(preemption.Interrupted):
+            save_steps(tiny, state, 3)
+    folder = records.run_dir(tiny) / "checkpoints"
+    assert list(folder.iterdir()) == []
+    assert save_steps(tiny, state, 3) == folder
+    assert restore_newest(tiny, state) == (3, [])
 
 
 def test_restored_state_equals_the_saved_state(tiny, state):

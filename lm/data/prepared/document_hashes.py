@@ -1,7 +1,6 @@
 """Hash set of documents on disk, by which equal documents and near-duplicates are found."""
 
 import contextlib
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -95,6 +94,8 @@ def _band_hash(band: int) -> int:
 
 def _convert_sqlite(path: Path, converted: Path) -> Path:
     """Write the hashes of a SQLite file as sorted uint64. Raises ValueError if it is damaged."""
+    import sqlite3  # its import takes 2 MiB, and only files of earlier versions need it
+
     try:
         ngrams.write_ngram_index(converted, _read_sqlite(path))
     except sqlite3.Error as error:
@@ -104,6 +105,8 @@ def _convert_sqlite(path: Path, converted: Path) -> Path:
 
 def _read_sqlite(path: Path) -> Iterator[np.ndarray]:
     """Yield the hashes of documents and bands in a SQLite file."""
+    import sqlite3
+
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
         for table, shift, lowest_bit in (("documents", 0, 0), ("bands", 1, 1)):

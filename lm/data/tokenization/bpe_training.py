@@ -15,8 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
 from lm.config import schema
 from lm.data import splits, staging, tokenizers
 from lm.data.prepared import block_checksums, temporary_folders
@@ -167,6 +165,8 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> tokenizers.HFTokenizer:
     vocabulary is smaller than vocab_size if the texts have too few pairs to merge. The time is
     linear in the text: see `training_parts`.
     """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

@@ -18,13 +18,15 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from typing import TYPE_CHECKING
 
 from lm.config import run_files, schema
 from lm.parallel import distributed
 from lm.runs import filesystem, records
 from lm.training.checkpointing import checkpoint_manifest
+
+if TYPE_CHECKING:
+    from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 DELETED = "deleted"  # folder in checkpoints/ of checkpoints that are being deleted
 INCOMPLETE = "*.orbax-checkpoint-tmp*"  # folders in checkpoints/ of interrupted saves
@@ -33,8 +35,13 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # errors of a folder that 
 N_INTACT = 2  # number of intact checkpoints that are preserved, because the newest may be damaged
 
 
-def preservation_rules(run: schema.Run) -> preservation_policy.PreservationPolicy:
-    """Return the policy that selects the checkpoints of a run that are not deleted."""
+def preservation_rules(run: schema.Run) -> "preservation_policy.PreservationPolicy":
+    """Return the policy that selects the checkpoints of a run that are not deleted.
+
+    The classes of this file have the methods of PreservationPolicy, which is a protocol.
+    """
+    from orbax.checkpoint.checkpoint_managers import preservation_policy  # see CheckpointStore
+
     folder = records.run_dir(run)
     policies: list = [
         _NewestIntact(folder / run_files.CHECKPOINTS),
@@ -83,7 +90,7 @@ def pin_checkpoint(run: schema.Run, step: int, by: str) -> None:
             raise
 
 
-class _NewestIntact(preservation_policy.PreservationPolicy):
+class _NewestIntact:
     """Preserve the N_INTACT newest intact checkpoints and all newer ones.
 
     sizes: bytes of each checkpoint when it was complete. They are known for the checkpoints that
@@ -121,7 +128,7 @@ class _NewestIntact(preservation_policy.PreservationPolicy):
             return False
 
 
-class _Pinned(preservation_policy.PreservationPolicy):
+class _Pinned:
     """Preserve the checkpoints that other runs start from."""
 
     def __init__(self, pins: Path):
@@ -133,7 +140,7 @@ class _Pinned(preservation_policy.PreservationPolicy):
         return [str(checkpoint.step) in steps for checkpoint in checkpoints]
 
 
-class _Best(preservation_policy.PreservationPolicy):
+class _Best:
     """Preserve the checkpoint with the lowest held-out loss in evals.jsonl.
 
     The loss is recorded after the save, before two more checkpoints are saved.
