@@ -16,6 +16,7 @@ import math
 import jax
 
 from lm.config import axis_rules, model_sizes, schema
+from lm.config.schedules import batch_size_schedule
 from lm.model import attention, parametrization, transformer
 from lm.model.kernels import kernel_table, remat_policies
 from lm.parallel import mesh
@@ -115,10 +116,12 @@ def resolve_layout(run: schema.Run, n_devices: int, platform: str) -> schema.Run
     run = _set_micro_batches(run, 1)
     if not is_cpu or run.model.n_experts:  # the balance of experts is that of a micro-batch
         return run
-    weights = _cached_weights(dataclasses.astuple(run.model))
     shapes = ShardedShapes(run, n_devices, platform)
-    while shapes.n_rows % 2 == 0 and activation_bytes(run, shapes, weights) > MAX_ACTIVATION_BYTES:
-        run = _set_micro_batches(run, 2 * run.optim.grad_accumulation_steps)
+    first = batch_size_schedule.BatchSizeSchedule.from_config(run.data).stages[0].batch_size
+    n_rows, n = first // shapes.shard_count("batch"), 1
+    while n_rows % (2 * n) == 0 and activation_bytes(run, shapes, []) > MAX_ACTIVATION_BYTES:
+        n *= 2
+        run = _set_micro_batches(run, n)
         shapes = ShardedShapes(run, n_devices, platform)
     return run
 
