@@ -101,12 +101,13 @@ class StepInputs:
     lr: peak learning rate, float32 []. weight_decay: a tree like the trainable weights with the
     decay coefficient of each weight, float32 []; the update multiplies it by the learning rate. For
     vmapped runs, which may differ in both, each array has a leading axis over the runs
-    (lm/training/vmapped_runs.py). layer_numbers: see lm/model/kernels/layer_loop.py.
+    (lm/training/vmapped_runs.py). layer_numbers: see lm/model/kernels/layer_loop.py, equal for
+    vmapped runs.
     """
 
     lr: typing.Any
     weight_decay: typing.Any
-    layer_numbers: tuple = ()
+    layer_numbers: typing.Any = ()
 
 
 class Optimizer(typing.NamedTuple):

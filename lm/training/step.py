@@ -179,7 +179,7 @@ def step_inputs(run: schema.Run, device_mesh: jax.sharding.Mesh) -> optimizer.St
 
 
 def optimizer_inputs(run: schema.Run) -> optimizer.StepInputs:
-    """Return the inputs of a run without layer numbers, which vmapped runs cannot have."""
+    """Return the inputs of a run without layer numbers, which are equal for all runs of a shape."""
     return optimizer.inputs(run.optim, run.model, trainable_axes(run)[1])
 
 

@@ -72,7 +72,8 @@ def count_step_flops(run: schema.Run) -> int:
     scores that model.attention_query_blocks computes. flops.flops_per_token differs in both
     respects. The step is not compiled or run, and no array is allocated.
     """
-    program = step.build_train_functions(run, mesh.make_mesh(schema.Mesh(), jax.devices()[:1]))
+    run = dataclasses.replace(run, mesh=schema.Mesh())
+    program = step.build_train_functions(run, mesh.make_mesh(run.mesh, jax.devices()[:1]))
     arguments = program.abstract, program.batch, program.inputs
     return matmul_flops(jax.make_jaxpr(program.plain_step)(*arguments).jaxpr)
 

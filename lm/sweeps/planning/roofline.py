@@ -90,7 +90,7 @@ def launch_seconds(run: schema.Run, platform: str) -> float:
     """
     call, kernel, per_layer, others = LAUNCHES.get(platform, LAUNCHES["gpu"])
     n_layers = run.model.n_layers * (4 / 3 if run.model.remat == "full" else 1)
-    n_kernels = run.optim.grad_accumulation_steps * per_layer * n_layers + others
+    n_kernels = (run.optim.grad_accumulation_steps or 1) * per_layer * n_layers + others
     return call + kernel * n_kernels
 
 
