@@ -153,6 +153,7 @@ def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = Tr
     see data.batch_size_warmup, is assumed to be proportional to its tokens.
     """
     axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
+    run = memory_estimate.resolve_layout(run, target.n_devices, target.platform)
     estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
     compiled = aot_compile.compile_step(run, target) if should_compile else None
     if should_compile and inference_memory.has_evaluations(run):
