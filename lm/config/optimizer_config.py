@@ -104,7 +104,7 @@ class Optimizer:
     )
     grad_accumulation_steps: int = field(
         0,
-        "Micro-batches per step. 0: 1, and on CPU as many as the memory needs.",
+        "Micro-batches per step. 0 is automatic: 1, and more for large steps on CPU.",
         "execution",
         "plan",
         ge=0,
