@@ -263,14 +263,16 @@ def _gradient_function(
         if n_chunks == 1:
             return chunk_gradient(shared, batch)
 
+        compute = jax.jit(chunk_gradient, inline=True)  # traced once for both uses
+
         def add(sums, numbered_chunk):
             i, chunk = numbered_chunk
-            results = chunk_gradient(shared, chunk)
+            results = compute(shared, chunk)
             return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b, sums, results), None
 
         chunks = {k: mesh.split_chunks(v, n_chunks, "batch", 0) for k, v in batch.items()}
         first = {k: v[0] for k, v in chunks.items()}
-        nats, routing, _ = jax.eval_shape(lambda: chunk_gradient(shared, first))
+        nats, routing, _ = jax.eval_shape(compute, shared, first)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (nats, routing))
         # The sums start as the weights, which the first chunk replaces: an array of zeros of each
         # shape would take XLA on CPU 20 ms to compile.
