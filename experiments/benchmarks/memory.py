@@ -153,6 +153,9 @@ def _plan(run: Any, functions: Any, program: Any, batches: list) -> dict[str, fl
     """Return {class: MiB} of all devices, of the classes PLAN."""
     import jax
 
+    from lm.model import memory_estimate
+
+    run = memory_estimate.resolve_layout(run, functions.mesh.size, jax.default_backend())
     analysis = program.memory_analysis()
     assert analysis is not None  # XLA plans memory on CPU
     n_devices = functions.mesh.size

@@ -86,7 +86,7 @@ def validate_mesh_shape(values: dict, sizes: dict[str, int]) -> None:
             shards = {f"mesh.{axis}": sizes[axis] for axis in axes if sizes[axis] > 1}
             _check_divisible(values, field, shards)
             for chunks in chunk_fields:
-                _check_divisible(values, field, shards | {chunks: values[chunks]})
+                _check_divisible(values, field, shards | {chunks: values[chunks] or 1})
     _check_first_batch_size(values, sizes)
 
 
@@ -98,7 +98,7 @@ def _check_first_batch_size(values: dict, sizes: dict[str, int]) -> None:
     schedule = batch_size_schedule.BatchSizeSchedule.from_row(values)
     first = schedule.stages[0].batch_size
     parts = {f"mesh.{axis}": sizes[axis] for axis in AXIS_RULES["batch"]}
-    parts |= {name: values[name] for name in AXIS_SIZES["batch"][1]}
+    parts |= {name: values[name] or 1 for name in AXIS_SIZES["batch"][1]}
     shards = {"mesh.deterministic_shards": values["mesh.deterministic_shards"] or 1}
     for divisors in (parts, shards):
         n_parts = math.prod(divisors.values())

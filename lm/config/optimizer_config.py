@@ -103,7 +103,12 @@ class Optimizer:
         1.0, "Largest global gradient norm; 0 is off.", ge=0, smallest=1e-6, hash_name="clip"
     )
     grad_accumulation_steps: int = field(
-        1, "Micro-batches per step.", "execution", "plan", ge=1, chunks="batch"
+        0,
+        "Micro-batches per step. 0 is automatic: 1, and more for large steps on CPU.",
+        "execution",
+        "plan",
+        ge=0,
+        chunks="batch",
     )
     on_nonfinite: Literal["stop", "skip", "rewind"] = field(
         "stop", "Non-finite loss or gradient: stop, skip the update, or rewind.", "execution"

@@ -24,6 +24,7 @@ def inference_shapes(
 
     capability: see memory_estimate.ShardedShapes.
     """
+    run = memory_estimate.resolve_layout(run, n_devices, platform)
     optim = dataclasses.replace(run.optim, grad_accumulation_steps=1)
     run = dataclasses.replace(run, optim=optim)
     return memory_estimate.ShardedShapes(run, n_devices, platform, capability)

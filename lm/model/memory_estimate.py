@@ -16,6 +16,7 @@ import math
 import jax
 
 from lm.config import axis_rules, model_sizes, schema
+from lm.config.schedules import batch_size_schedule
 from lm.model import attention, parametrization, transformer
 from lm.model.kernels import kernel_table, remat_policies
 from lm.parallel import mesh
@@ -26,6 +27,8 @@ SECOND_MOMENTS = {"adamw": 1, "lion": 0, "muon": 0}  # per weight; muon: per wei
 # A run is rejected only if it exceeds the memory with a third of the estimated temporaries. The
 # estimate is at most twice the true value, so a run that fits is never rejected.
 TEMPORARIES_FACTOR = 3
+# Defaults on CPU, see resolve_layout: activations of a micro-batch per device, and parameters.
+MAX_ACTIVATION_BYTES, SHARDED_STATE = 64 * 2**20, 8e6
 
 
 @dataclasses.dataclass
@@ -80,6 +83,7 @@ def estimate_memory(
     ShardedShapes. Raises ValueError if the mesh of the run does not fit the devices or the sizes of
     the model.
     """
+    run = resolve_layout(run, n_devices, platform)
     shapes = ShardedShapes(run, n_devices, platform, capability)
     weights = _cached_weights(dataclasses.astuple(run.model)) if weights is None else weights
     sizes = [FLOAT32 * w.n / shapes.shard_count(*w.names) for w in weights]
@@ -91,6 +95,48 @@ def estimate_memory(
         gradients=n_gradients * sum(sizes),
         activations=activation_bytes(run, shapes, weights),
     )
+
+
+def resolve_layout(run: schema.Run, n_devices: int, platform: str) -> schema.Run:
+    """Return the run with the micro-batches and sharding rules that its devices use.
+
+    A value that the config sets is kept. On CPU, the default of optim.grad_accumulation_steps is
+    the smallest power of two for which the activations of a micro-batch need at most
+    MAX_ACTIVATION_BYTES per device, if there are enough rows. The devices of a CPU share the state
+    of a model of more than SHARDED_STATE parameters; each of them would have its own copy
+    otherwise. On accelerators the memory of devices does not add up, and the defaults are one
+    micro-batch and no sharding.
+    """
+    is_cpu = platform == "cpu" and not run.mesh.deterministic_shards
+    if is_cpu and _shares_state(run, n_devices):
+        rules = {"embed": ["data", "fsdp"]}
+        run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, rules=rules))
+    if run.optim.grad_accumulation_steps:
+        return run
+    run = _set_micro_batches(run, 1)
+    if not is_cpu or run.model.n_experts:  # the balance of experts is that of a micro-batch
+        return run
+    shapes = ShardedShapes(run, n_devices, platform)
+    first = batch_size_schedule.BatchSizeSchedule.from_config(run.data).stages[0].batch_size
+    n_rows, n = first // shapes.shard_count("batch"), 1
+    while n_rows % (2 * n) == 0 and activation_bytes(run, shapes, []) > MAX_ACTIVATION_BYTES:
+        n *= 2
+        run = _set_micro_batches(run, n)
+        shapes = ShardedShapes(run, n_devices, platform)
+    return run
+
+
+def _shares_state(run: schema.Run, n_devices: int) -> bool:
+    """Return True if the devices of a CPU share the state of a run with the default mesh."""
+    is_default = run.mesh == schema.Mesh(deterministic_kernels=run.mesh.deterministic_kernels)
+    is_large = model_sizes.count_parameters(run.model)["total"] > SHARDED_STATE
+    return is_default and is_large and run.model.d_model % n_devices == 0
+
+
+def _set_micro_batches(run: schema.Run, n: int) -> schema.Run:
+    """Return the run with n micro-batches per step."""
+    optim = dataclasses.replace(run.optim, grad_accumulation_steps=n)
+    return dataclasses.replace(run, optim=optim)
 
 
 def check_memory(run: schema.Run, n_devices: int, platform: str, available_bytes: float) -> None:
@@ -162,7 +208,7 @@ class ShardedShapes:
         axis_rules.validate_mesh_shape(schema.flatten(run), self.axis_sizes)
         self.rules, self.platform = axis_rules.merged_axis_rules(run.mesh.rules), platform
         self.value_bytes = 2 if run.model.dtype == "bfloat16" else FLOAT32
-        n_chunks = run.optim.grad_accumulation_steps
+        n_chunks = run.optim.grad_accumulation_steps or 1
         self.n_rows = run.data.batch_size / self.shard_count("batch") / n_chunks
         self.n_tokens = self.n_rows * run.data.seq_len / self.shard_count("length")
 
@@ -210,6 +256,8 @@ def activation_bytes(run: schema.Run, shapes: ShardedShapes, weights: list[Weigh
     gathered = 2 * value_bytes * sum(layer_sizes) / model.n_layers
     gathered += (value_bytes + FLOAT32) * max(table_sizes, default=0)
     if _has_counted_arrays(run, shapes):
+        if remat_policies.is_unrolled(model):  # the gathered weights serve the whole step
+            gathered = FLOAT32 * sum(map(shapes.gathered_size, gathered_weights))
         return _counted_bytes(run, shapes) + gathered
     return model.n_layers * stored + layer + max(logits, gathered) + gathered
 

@@ -26,7 +26,7 @@ from flax import nnx
 
 from lm.config import model_sizes, schema
 from lm.model import attention, layers, lora, moe, parametrization, position_encoding
-from lm.model.kernels import remat_policies, table_lookup
+from lm.model.kernels import layer_loop, remat_policies, table_lookup
 from lm.parallel import mesh
 
 
@@ -192,12 +192,13 @@ class Decoder(nnx.Module):
         tokens_BT: jax.Array,
         segments_BT: jax.Array | None,
         is_counted_BT: jax.Array | None = None,
+        layer_numbers: tuple[jax.Array, ...] = (),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (x_BTD, routing): the hidden states after the last norm, and routing statistics.
 
         The positions of x_BTD are in the order of `mesh.interleave_positions`. routing: the
         statistics of moe.route_tokens with a leading axis of layers, {} without experts.
-        is_counted_BT: see Block.
+        is_counted_BT: see Block. layer_numbers: see layer_loop.run_layers.
         """
         model, rules, n_blocks = self.model, self.rules, self.model.attention_query_blocks
         tables = position_encoding.training_tables(model, tokens_BT.shape[1], rules)
@@ -218,8 +219,8 @@ class Decoder(nnx.Module):
             position_encoding.positions_in_segment(tokens_BT, segments_BT), n_blocks
         )
         x_BTD = self.embedded(mesh.interleave_positions(tokens_BT, n_blocks), times_BT)
-        x_BTD, routing = jax.lax.scan(
-            run_layer, x_BTD, self.stacked_layers(), unroll=model.n_layers if is_unrolled else 1
+        x_BTD, routing = layer_loop.run_layers(
+            run_layer, x_BTD, self.stacked_layers(), is_unrolled, layer_numbers
         )
         return self.norm(x_BTD), routing
 
@@ -332,17 +333,19 @@ def token_losses(
     segments_BT: jax.Array | None = None,
     rules: mesh.ShardingRules = mesh.DEFAULT_RULES,
     is_counted_BT: jax.Array | None = None,
+    layer_numbers: tuple[jax.Array, ...] = (),
 ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
     """Return (nats_BT, log_z_BT, best_BT, routing) for each token except the first, [B, T - 1].
 
     nats_BT: cross-entropy in nats. log_z_BT: log of the softmax denominator. best_BT: most likely
-    token. routing: see Decoder.hidden. is_counted_BT: the inputs that routing counts, [B, T - 1].
+    token. routing, layer_numbers: see Decoder.hidden. is_counted_BT: the inputs that routing
+    counts, [B, T - 1].
 
     With model.loss_chunks > 1, only the logits of one chunk of each row are in memory at a time.
     The backward pass recomputes them.
     """
     decoder = make_decoder(model, params, rules)
-    x_BTD, routing = decoder.hidden(tokens_BT[:, :-1], segments_BT, is_counted_BT)
+    x_BTD, routing = decoder.hidden(tokens_BT[:, :-1], segments_BT, is_counted_BT, layer_numbers)
     targets_BT = mesh.interleave_positions(tokens_BT[:, 1:], model.attention_query_blocks)
     head_DV, master_DV = decoder.head_weight()
 

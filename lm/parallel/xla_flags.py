@@ -43,6 +43,9 @@ DETERMINISTIC_OPTIONS: dict[str, bool | int] = {
 }
 
 
+OPTIMIZED_INIT = 4e6  # parameters above which the program of the initial state is optimized
+
+
 @functools.cache
 def is_known(name: str, value: bool | int) -> bool:
     """Return True if the installed XLA has an option, False if its version has removed it."""
@@ -70,3 +73,18 @@ def compiler_options(
     if has_fixed_kernels and platform == "gpu":
         options = options | DETERMINISTIC_OPTIONS
     return options or None
+
+
+def init_options(device_mesh: jax.sharding.Mesh, n_parameters: float) -> dict | None:
+    """Return the compiler options of the initial state, which is computed once.
+
+    On CPU the newer code generator costs more time and memory than it saves. The optimization of
+    the program costs 0.7 s and saves 0.17 s per million parameters. It changes last digits.
+    """
+    if mesh.device_platform(device_mesh) != "cpu":
+        return None
+    options: dict[str, bool | int] = {
+        "xla_backend_optimization_level": int(n_parameters > OPTIMIZED_INIT)
+    }
+    has_old_generator = is_known("xla_cpu_use_fusion_emitters", False)
+    return options | ({"xla_cpu_use_fusion_emitters": False} if has_old_generator else {})

@@ -130,7 +130,7 @@ def fit_to_devices(run: schema.Run, is_sharded_on_cpu: bool = False) -> schema.R
     n_devices = len(distributed.list_devices())
     batch_size = -(-run.data.batch_size // n_devices) * n_devices
     data = dataclasses.replace(run.data, batch_size=batch_size, batch_size_warmup="")
-    return dataclasses.replace(run, mesh=schema.Mesh(), data=data)
+    return dataclasses.replace(run, mesh=schema.Mesh(rules={"embed": []}), data=data)
 
 
 def restore_model(

@@ -301,23 +301,26 @@ def make_steps_call(
     metrics: a list with an element per step.
     """
     inputs = mesh.replicate(functions.mesh, functions.inputs)
+    is_cpu = mesh.device_platform(functions.mesh) == "cpu"
 
     def call(state: dict, batches: list) -> tuple[dict, list]:
         n_steps = len(batches)
         padded = batches + batches[-1:] * (max_steps - n_steps)
         state, metrics = compiled(state, padded, np.int32(n_steps), inputs)
-        return state, metrics[:n_steps]
+        if max_steps == 1:
+            return state, [metrics]
+        metrics = jax.device_get(metrics) if is_cpu else metrics
+        return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(n_steps)]
 
     return call
 
 
 def _compute_steps(
     compute_step: Callable, shardings: dict, state: dict, batches: list, n_steps: jax.Array, inputs
-) -> tuple[dict, list]:
+) -> tuple[dict, typing.Any]:
     """Compute the first n_steps steps; the metrics of the other steps are 0."""
     if len(batches) == 1:
-        state, metrics = compute_step(state, batches[0], inputs)
-        return state, [metrics]
+        return compute_step(state, batches[0], inputs)
 
     compute_step = jax.jit(compute_step, inline=True)  # traced once for both uses
 
@@ -331,5 +334,4 @@ def _compute_steps(
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
     shapes = jax.eval_shape(compute_step, state, batches[0], inputs)[1]
     zeros = jax.tree.map(lambda x: jnp.zeros(len(batches), x.dtype), shapes)
-    state, metrics = jax.lax.fori_loop(0, n_steps, body, (state, zeros))
-    return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(len(batches))]
+    return jax.lax.fori_loop(0, n_steps, body, (state, zeros))

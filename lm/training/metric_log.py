@@ -21,6 +21,7 @@ from lm.config.schedules import batch_size_schedule
 from lm.data import dataset, tokenizers
 from lm.data.prepared import recorded_text
 from lm.data.tokenization import run_tokenizer
+from lm.model import memory_estimate
 from lm.model.kernels import kernel_table
 from lm.parallel import distributed, peak_flops, platform_facts
 from lm.runs import provenance, records
@@ -64,6 +65,7 @@ def collect_run_facts(
     """
     device = device_mesh.devices.flat[0]
     kernels = kernel_table.select_kernels(run, device_mesh)
+    layout = memory_estimate.resolve_layout(run, device_mesh.size, device.platform)
     known_peak = peak_flops.find_peak(device.device_kind)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     facts = flops.run_facts(run) | {
@@ -77,10 +79,10 @@ def collect_run_facts(
         "devices.kind": device.device_kind,
         "devices.mesh": dict(device_mesh.shape),
         "devices.cut": [
-            run.optim.grad_accumulation_steps,
-            run.model.loss_chunks,
-            run.model.remat,
-            run.mesh.rules,
+            layout.optim.grad_accumulation_steps,
+            layout.model.loss_chunks,
+            layout.model.remat,
+            layout.mesh.rules,
         ],
         "devices.attention": kernels.attention.name,
         "devices.peak_flops_per_second": peak,

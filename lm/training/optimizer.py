@@ -95,24 +95,26 @@ def combine(a: dict, b: dict) -> dict:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class OptimizerInputs:
-    """Numbers of the optimizer that are arguments of the compiled step.
+class StepInputs:
+    """Numbers that are arguments of the compiled step.
 
     lr: peak learning rate, float32 []. weight_decay: a tree like the trainable weights with the
     decay coefficient of each weight, float32 []; the update multiplies it by the learning rate. For
     vmapped runs, which may differ in both, each array has a leading axis over the runs
-    (lm/training/vmapped_runs.py).
+    (lm/training/vmapped_runs.py). layer_numbers: see lm/model/kernels/layer_loop.py, equal for
+    vmapped runs.
     """
 
     lr: typing.Any
     weight_decay: typing.Any
+    layer_numbers: typing.Any = ()
 
 
 class Optimizer(typing.NamedTuple):
     """The functions of an optimizer over the trainable weights.
 
     init(weights) -> state
-    update(gradient, state, weights, inputs=OptimizerInputs) -> (change of the weights, state)
+    update(gradient, state, weights, inputs=StepInputs) -> (change of the weights, state)
     learning_rate(step, peak) -> learning rate
     """
 
@@ -135,7 +137,7 @@ def learning_rate_schedule(optim: schema.Optimizer, steps: int) -> Callable:
     return learning_rate
 
 
-def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> OptimizerInputs:
+def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> StepInputs:
     """Return the optimizer inputs of one run: learning rate and weight decay per array, in float32.
 
     axes: axis names of the trainable weights. The product of weight decay and parametrization
@@ -154,9 +156,7 @@ def inputs(optim: schema.Optimizer, model: schema.Model, axes: dict) -> Optimize
         group_factor = group_factors.get(parametrization.weight_role(names), 1.0)
         return np.float32(optim.weight_decay * factors.decay * group_factor / divisor)
 
-    return OptimizerInputs(
-        np.float32(optim.lr), jax.tree.map(decay, axes, is_leaf=mesh.is_axis_names)
-    )
+    return StepInputs(np.float32(optim.lr), jax.tree.map(decay, axes, is_leaf=mesh.is_axis_names))
 
 
 def make_optimizer(

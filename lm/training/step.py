@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.config import fields, schema
+from lm.config import fields, model_sizes, schema
 from lm.config.schedules import batch_size_schedule
 from lm.evaluation import heldout
-from lm.model import moe, transformer
-from lm.model.kernels import kernel_table
+from lm.model import memory_estimate, moe, transformer
+from lm.model.kernels import kernel_table, layer_loop
 from lm.parallel import deterministic, mesh, xla_flags
 from lm.training import optimizer
 
@@ -49,7 +49,7 @@ class TrainFunctions:
     init              seed -> state, created in its shards
     step              (state, batch, inputs) -> (next state, metrics), compiled; donates the state
     plain_step        the same function, not compiled
-    inputs            the optimizer inputs of the run
+    inputs            the inputs of the run, see optimizer.StepInputs
     score             see heldout.make_scorer
     n_learned         number of trainable parameters
     options           compiler options of the step
@@ -66,7 +66,7 @@ class TrainFunctions:
     init: Callable
     step: Callable
     plain_step: Callable
-    inputs: optimizer.OptimizerInputs
+    inputs: optimizer.StepInputs
     score: Callable
     n_learned: int
     options: dict | None
@@ -115,11 +115,12 @@ def build_train_functions(
     stage = stage or batch_size_schedule.BatchSizeSchedule.from_config(run.data).stages[-1]
     key = *CACHE.key(run, device_mesh), stage
     if key in CACHE.programs:
-        return dataclasses.replace(CACHE.programs[key], inputs=optimizer_inputs(run))
+        return dataclasses.replace(CACHE.programs[key], inputs=step_inputs(run, device_mesh))
     is_trainable, axes = trainable_axes(run)
     transformation = optimizer.make_stage_optimizer(run, stage, axes)
     data = dataclasses.replace(run.data, batch_size=stage.batch_size, batch_size_warmup="")
     run = kernel_table.resolve_kernels(dataclasses.replace(run, data=data), device_mesh)
+    run = memory_estimate.resolve_layout(run, device_mesh.size, mesh.device_platform(device_mesh))
     rules = mesh.ShardingRules.from_config(run.mesh)
 
     def init(seed) -> dict:
@@ -143,7 +144,9 @@ def build_train_functions(
         init=jax.jit(
             init,
             out_shardings=shardings,
-            compiler_options=_init_options(device_mesh),
+            compiler_options=xla_flags.init_options(
+                device_mesh, model_sizes.count_parameters(run.model)["total"]
+            ),
         ),
         step=jax.jit(
             step,
@@ -153,7 +156,7 @@ def build_train_functions(
             compiler_options=options,
         ),
         plain_step=step,
-        inputs=optimizer.inputs(run.optim, run.model, axes),
+        inputs=step_inputs(run, device_mesh),
         score=heldout.make_scorer(run, device_mesh),
         n_learned=_n_trainable(abstract["params"], is_trainable),
         options=options,
@@ -169,8 +172,14 @@ def trainable_axes(run: schema.Run) -> tuple[dict, dict]:
     return is_trainable, optimizer.partition(axes, is_trainable)
 
 
-def optimizer_inputs(run: schema.Run) -> optimizer.OptimizerInputs:
-    """Return the optimizer inputs of a run, for the functions of any run of the same shape."""
+def step_inputs(run: schema.Run, device_mesh: jax.sharding.Mesh) -> optimizer.StepInputs:
+    """Return the inputs of a run, for the functions of any run of the same shape."""
+    numbers = layer_loop.layer_numbers(run.model, mesh.device_platform(device_mesh))
+    return dataclasses.replace(optimizer_inputs(run), layer_numbers=numbers)
+
+
+def optimizer_inputs(run: schema.Run) -> optimizer.StepInputs:
+    """Return the inputs of a run without layer numbers, which are equal for all runs of a shape."""
     return optimizer.inputs(run.optim, run.model, trainable_axes(run)[1])
 
 
@@ -179,19 +188,6 @@ def _step_options(run: schema.Run, device_mesh: jax.sharding.Mesh) -> dict | Non
     if run.mesh.deterministic_shards:
         return deterministic.OPTIONS
     return xla_flags.compiler_options(device_mesh, run.mesh.deterministic_kernels)
-
-
-def _init_options(device_mesh: jax.sharding.Mesh) -> dict | None:
-    """Return the compiler options of the initial state, which is computed once.
-
-    On CPU the optimization of the program and the newer code generator cost more time and memory
-    than they save.
-    """
-    if mesh.device_platform(device_mesh) != "cpu":
-        return None
-    options = {"xla_backend_optimization_level": 0}
-    has_old_generator = xla_flags.is_known("xla_cpu_use_fusion_emitters", False)
-    return options | ({"xla_cpu_use_fusion_emitters": False} if has_old_generator else {})
 
 
 def _step_function(
@@ -212,11 +208,11 @@ def _step_function(
         else optimizer.clip_by_global_norm
     )
 
-    def step(state: dict, batch: dict, inputs: optimizer.OptimizerInputs):
+    def step(state: dict, batch: dict, inputs: optimizer.StepInputs):
         weights, frozen = (
             optimizer.partition(state["params"], is_trainable, b) for b in (True, False)
         )
-        nats, routing, gradient = gradients(weights, frozen, batch)
+        nats, routing, gradient = gradients(weights, frozen, batch, inputs.layer_numbers)
         with jax.named_scope("optimizer"):
             gradient, grad_norm = clip(gradient, run.optim.clip_norm)
             update, opt = transformation.update(gradient, state["opt"], weights, inputs=inputs)
@@ -241,7 +237,7 @@ def _step_function(
 def _gradient_function(
     run: schema.Run, device_mesh: jax.sharding.Mesh, rules: mesh.ShardingRules
 ) -> Callable:
-    """Return gradients(weights, frozen, batch) -> (nats, routing, gradient).
+    """Return gradients(weights, frozen, batch, layer_numbers) -> (nats, routing, gradient).
 
     nats: mean loss. routing: metrics of the router by name, {} without experts. All results are
     sums over chunks of the batch: the logical shards of deterministic mode, or
@@ -249,34 +245,39 @@ def _gradient_function(
     """
     loss = _loss_function(run, rules)
 
-    def gradients(weights: dict, frozen: dict, batch: dict):
+    def gradients(weights: dict, frozen: dict, batch: dict, layer_numbers: tuple = ()):
         totals = _batch_totals(run.model, batch)
-        shared = weights, frozen, totals
+        shared = weights, frozen, totals, layer_numbers
 
         def chunk_gradient(shared, chunk: dict):
-            weights, frozen, totals = shared
+            weights, *others = shared
             loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
-            (_, (nats, routing)), gradient = loss_and_gradient(weights, frozen, chunk, totals)
+            (_, (nats, routing)), gradient = loss_and_gradient(weights, chunk, *others)
             return nats, routing, gradient
 
         if run.mesh.deterministic_shards:
             return deterministic.sum_over_shards(
                 run.mesh.deterministic_shards, device_mesh, chunk_gradient
             )(shared, batch)
-        if run.optim.grad_accumulation_steps == 1:
+        n_chunks = run.optim.grad_accumulation_steps
+        if n_chunks == 1:
             return chunk_gradient(shared, batch)
 
-        def add(sums, chunk):
-            return jax.tree.map(jnp.add, sums, chunk_gradient(shared, chunk)), None
+        compute = jax.jit(chunk_gradient, inline=True)  # traced once for both uses
 
-        chunks = {
-            k: mesh.split_chunks(v, run.optim.grad_accumulation_steps, "batch", 0)
-            for k, v in batch.items()
-        }
+        def add(sums, numbered_chunk):
+            i, chunk = numbered_chunk
+            results = compute(shared, chunk)
+            return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b, sums, results), None
+
+        chunks = {k: mesh.split_chunks(v, n_chunks, "batch", 0) for k, v in batch.items()}
         first = {k: v[0] for k, v in chunks.items()}
-        shapes = jax.eval_shape(lambda: chunk_gradient(shared, first))
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(add, zero, chunks)[0]
+        nats, routing, _ = jax.eval_shape(compute, shared, first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (nats, routing))
+        # The sums start as the weights, which the first chunk replaces: an array of zeros of each
+        # shape would take XLA on CPU 20 ms to compile.
+        start = (*zeros, weights)
+        return jax.lax.scan(add, start, (jnp.arange(n_chunks), chunks))[0]
 
     return gradients
 
@@ -293,7 +294,7 @@ def _batch_totals(model: schema.Model, batch: dict) -> tuple:
 
 
 def _loss_function(run: schema.Run, rules: mesh.ShardingRules) -> Callable:
-    """Return loss(weights, frozen, batch, totals) -> (objective, (nats, routing)).
+    """Return loss(weights, batch, frozen, totals, layer_numbers) -> (objective, (nats, routing)).
 
     The batch may be a chunk. Each result is its contribution to a mean over the complete batch,
     whose totals are those of `_batch_totals`. The means of cross-entropy and z-loss are weighted by
@@ -301,13 +302,19 @@ def _loss_function(run: schema.Run, rules: mesh.ShardingRules) -> Callable:
     product of two means; with several chunks it is the mean of the products of the chunks.
     """
 
-    def loss(weights: dict, frozen: dict, batch: dict, totals: tuple):
+    def loss(weights: dict, batch: dict, frozen: dict, totals: tuple, layer_numbers: tuple):
         params = optimizer.combine(weights, frozen)
         (total_weight, n_counted), is_counted_BT = totals, None
         if run.model.n_experts and "weights" in batch:
             is_counted_BT = moe.counted_tokens(batch["weights"], batch.get("segments"))
         nats_BT, log_z_BT, _, routing = transformer.token_losses(
-            run.model, params, batch["tokens"], batch.get("segments"), rules, is_counted_BT
+            run.model,
+            params,
+            batch["tokens"],
+            batch.get("segments"),
+            rules,
+            is_counted_BT,
+            layer_numbers,
         )
         weights_BT = batch.get("weights", 1.0)
         nats = jnp.sum(nats_BT * weights_BT) / total_weight

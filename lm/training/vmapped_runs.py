@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.config import fields, schema
 from lm.parallel import mesh
-from lm.training import checkpoints, loop, preemption, session, step
+from lm.training import checkpoints, loop, optimizer, preemption, session, step
 
 Report = Callable[[schema.Run, dict], None]
 VMAPPED_FIELDS = fields.fields_with("vmapped", schema.Run)  # may differ between the runs
@@ -151,11 +151,15 @@ def vmap_train_functions(
     functions: the functions of any of the runs. The step accepts a list with a batch per run and
     returns a list with the metrics of each run.
     """
-    inputs = [step.optimizer_inputs(run) for run in runs]
+    stacked = jax.tree.map(
+        lambda *values: np.stack(values), *(step.optimizer_inputs(run) for run in runs)
+    )
+    input_axes = optimizer.StepInputs(lr=0, weight_decay=0, layer_numbers=None)
 
     def vmapped_step(state: dict, batches: list[dict], inputs) -> tuple[dict, list[dict]]:
         batch = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-        state, metrics = jax.vmap(functions.plain_step)(state, batch, inputs)
+        train_step = jax.vmap(functions.plain_step, in_axes=(0, 0, input_axes))
+        state, metrics = train_step(state, batch, inputs)
         return state, [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(len(runs))]
 
     return dataclasses.replace(
@@ -163,7 +167,7 @@ def vmap_train_functions(
         abstract=_add_run_axis(functions, len(runs)),
         batch=[functions.batch] * len(runs),
         plain_step=vmapped_step,
-        inputs=jax.tree.map(lambda *values: np.stack(values), *inputs),
+        inputs=dataclasses.replace(stacked, layer_numbers=functions.inputs.layer_numbers),
         n_runs=len(runs),
     )
 

@@ -51,6 +51,21 @@ def test_estimate_is_within_15_percent_of_the_compiler(remat, d_model, seq_len, 
     assert estimate.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.15)
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_estimate_of_micro_batches_is_within_15_percent(is_sharded, monkeypatch):
+    monkeypatch.setattr(memory_estimate, "MAX_ACTIVATION_BYTES", 10 * 2**20)
+    monkeypatch.setattr(memory_estimate, "SHARDED_STATE", 0 if is_sharded else 1e9)
+    run = small_run(d_model=96, n_layers=3, d_ff=288)
+    run.data.seq_len, run.data.batch_size = 128, 16
+    device_mesh = mesh.make_mesh(run.mesh, jax.devices()[:2])
+    functions = step.build_train_functions(run, device_mesh)
+    with jax.set_mesh(device_mesh):
+        memory = loop.lower_steps(functions, 1).compile().memory_analysis()
+    assert memory_estimate.resolve_layout(run, 2, "cpu").optim.grad_accumulation_steps == 4
+    estimate = memory_estimate.estimate_memory(run, 2, "cpu")
+    assert estimate.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.15)
+
+
 @pytest.mark.parametrize("mlp", ["gated", "gelu"])
 def test_estimate_of_a_loop_over_layers_is_within_15_percent(mlp):
     """More layers than model.scan_unroll are a loop, which stores other arrays."""
@@ -62,6 +77,39 @@ def test_estimate_of_a_loop_over_layers_is_within_15_percent(mlp):
         memory = loop.lower_steps(functions, 1).compile().memory_analysis()
     estimate = memory_estimate.estimate_memory(run, 2, "cpu")
     assert estimate.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.15)
+
+
+def layout(platform: str = "cpu", **changes) -> tuple[int, bool]:
+    """Return the number of micro-batches and whether two devices shard the state.
+
+    The run has 25M parameters and 8 rows of 256 tokens. changes: values of its fields by path, with
+    "__" in place of dots.
+    """
+    run = schema.Run()
+    sizes = {"d_model": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "d_head": 64}
+    run.model = schema.Model(vocab_size=256, d_ff=1376, **sizes)
+    run.data.seq_len, run.data.batch_size = 256, 8
+    for name, value in changes.items():
+        group, field = name.split("__")
+        setattr(getattr(run, group), field, value)
+    resolved = memory_estimate.resolve_layout(run, 2, platform)
+    return resolved.optim.grad_accumulation_steps, "data" in resolved.mesh.rules.get("embed", [])
+
+
+def test_large_step_on_cpu_has_micro_batches_and_a_sharded_state():
+    assert layout() == (4, True)
+    assert layout(data__batch_size=6) == (1, True)  # three rows per device cannot be halved
+    assert layout(data__batch_size=32) == (16, True)
+    assert layout(data__batch_size=32, data__batch_size_warmup="10000,20000") == (4, True)
+    assert layout(model__n_layers=1, model__d_model=64, data__batch_size=2) == (1, False)
+
+
+def test_layout_of_the_config_and_of_accelerators_is_kept():
+    assert layout(optim__grad_accumulation_steps=1) == (1, True)
+    assert layout(mesh__fsdp=2, mesh__data=1) == (4, False)
+    assert layout(mesh__deterministic_shards=2) == (1, False)
+    assert layout(model__n_experts=4) == (1, True)  # the balance is that of a micro-batch
+    assert layout("gpu") == layout("tpu") == (1, False)
 
 
 def test_rejection_uses_a_third_of_the_temporaries():

@@ -122,13 +122,13 @@ def test_renamed_run_is_loaded(finished_copy, model):
 
 
 def test_deterministic_run_is_loaded(finished_copy, model):
-    """The mesh of the loaded model has no deterministic shards."""
+    """The mesh of the loaded model has no deterministic shards, and does not split weights."""
     config = records.run_dir(finished_copy) / "config.json"
     change_config(config, "mesh", deterministic_shards=4)
     run = records.read_config(config.parent)
     with checkpoints.CheckpointStore(finished_copy, read_only=True) as store:
         assert store.fields["mesh.deterministic_shards"] == 4
-    assert loaded_model.fit_to_devices(run).mesh == schema.Mesh()
+    assert loaded_model.fit_to_devices(run).mesh == schema.Mesh(rules={"embed": []})
 
 
 def test_config_may_change_before_a_restore(finished_run, model):

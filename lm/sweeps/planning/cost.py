@@ -72,7 +72,8 @@ def count_step_flops(run: schema.Run) -> int:
     scores that model.attention_query_blocks computes. flops.flops_per_token differs in both
     respects. The step is not compiled or run, and no array is allocated.
     """
-    program = step.build_train_functions(run, mesh.make_mesh(schema.Mesh(), jax.devices()[:1]))
+    run = dataclasses.replace(run, mesh=schema.Mesh())
+    program = step.build_train_functions(run, mesh.make_mesh(run.mesh, jax.devices()[:1]))
     arguments = program.abstract, program.batch, program.inputs
     return matmul_flops(jax.make_jaxpr(program.plain_step)(*arguments).jaxpr)
 
@@ -152,6 +153,7 @@ def plan_run(run: schema.Run, target: hardware.Target, should_compile: bool = Tr
     see data.batch_size_warmup, is assumed to be proportional to its tokens.
     """
     axis_sizes = axis_rules.resolve_mesh_shape(vars(run.mesh), target.n_devices)
+    run = memory_estimate.resolve_layout(run, target.n_devices, target.platform)
     estimate = roofline.estimate_step(run, target, memory_estimate.list_weights(run.model))
     compiled = aot_compile.compile_step(run, target) if should_compile else None
     if should_compile and inference_memory.has_evaluations(run):

@@ -58,6 +58,7 @@ def estimate_step(
     weights: see memory_estimate.list_weights.
     Raises ValueError if the mesh of the run does not fit the devices or the sizes of the model.
     """
+    run = memory_estimate.resolve_layout(run, target.n_devices, target.platform)
     shapes = TargetShapes(run, target)
     platform, capability = target.platform, target.compute_capability
     flops = executed_flops(run, platform, capability)
@@ -89,7 +90,7 @@ def launch_seconds(run: schema.Run, platform: str) -> float:
     """
     call, kernel, per_layer, others = LAUNCHES.get(platform, LAUNCHES["gpu"])
     n_layers = run.model.n_layers * (4 / 3 if run.model.remat == "full" else 1)
-    n_kernels = run.optim.grad_accumulation_steps * per_layer * n_layers + others
+    n_kernels = (run.optim.grad_accumulation_steps or 1) * per_layer * n_layers + others
     return call + kernel * n_kernels
 
 

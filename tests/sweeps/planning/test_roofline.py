@@ -83,6 +83,7 @@ def test_more_devices_and_micro_batches_need_less_memory():
     many_devices = estimate(run, "cpu:16")
     assert many_devices.params < few_devices.params and many_devices.bytes < few_devices.bytes
     run.mesh.fsdp, run.data.batch_size = 2, 64
+    run.optim.grad_accumulation_steps = 1
     one_batch = estimate(run, "cpu:4")
     run.optim.grad_accumulation_steps = 8
     micro_batches = estimate(run, "cpu:4")
