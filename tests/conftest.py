@@ -35,10 +35,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ.setdefault("XLA_FLAGS", f"{fast_compilation.FLAGS} {WAIT}")
 jax.config.update("jax_num_cpu_devices", 4)
-# Files in memory take half of the system time of files on a disk. A session writes about 20 MiB.
+# With files in memory, tests of runs take 0.86 of the time and 0.95 of the CPU time.
 MEMORY = pathlib.Path("/dev/shm")
-if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**32:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**32:
+    if not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:  # tests start scripts
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # of the processes that tests start
