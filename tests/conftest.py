@@ -69,6 +69,8 @@ LONG_FILES = (
     *("test_coordinate_check.py", "test_transformer.py", "test_loop.py", "test_faults.py"),
     *("test_mesh.py", "test_multiprocess.py", "test_commands.py", "test_report_sections.py"),
     *("test_vmapped_runs.py", "test_notebooks.py", "test_page_layout.py", "test_optimizer.py"),
+    *("test_session.py", "test_moe.py", "test_question_parity.py", "test_lora.py"),
+    *("test_warm_start.py", "test_prediction_audit.py", "test_scaling.py", "test_roofline.py"),
 )
 
 
