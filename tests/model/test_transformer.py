@@ -89,7 +89,7 @@ def test_attention_is_causal(params, tokens_BT):
         shape = dataclasses.replace(SHAPE, vocab_size=64 + 16, tie_embeddings=False)
         head_DV = jnp.pad(params["head"], ((0, 0), (0, 16)))
         offset_params = params | {"embed": table_VD, "head": head_DV}
-        logits_BTV = transformer.compute_logits(shape, offset_params, 64 + np.arange(16)[None])
+        logits_BTV = transformer.compute_logits(shape, offset_params, 64 + jnp.arange(16)[None])
         return logits_BTV[0, t].sum()
 
     gradient = jax.jit(jax.grad(logit_at, argnums=1))
