@@ -5,7 +5,6 @@ Compilation takes most of the time of the tests. fast_compilation.FLAGS reduce i
 """
 
 import copy
-import functools
 import gc
 import os
 import pathlib
@@ -21,7 +20,7 @@ from experiments.benchmarks.attack import simulated_bucket
 from lm.config import model_sizes, schema
 from lm.laws import estimation
 from lm.parallel import mesh
-from lm.runs import provenance, records
+from lm.runs import records
 from lm.training import loop, step
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -56,8 +55,6 @@ os.fsync = lambda descriptor: None
 
 # The peak of a CPU is measured once per mesh: two seconds with the default size.
 mesh.peak_flops_per_second.__wrapped__.__defaults__ = (128,)
-
-code_hash = functools.cache(provenance.code_hash)  # tests of reports do not change the code
 
 LINES = "The quick brown fox jumps over the lazy dog, number {n}, and then it sleeps for a while.\n"
 
@@ -179,8 +176,6 @@ def equal_problems_are_fitted_once(request, finished_fits):
         if "reports" in request.path.parts and "audit" not in request.path.parts:
             fit_once = shared_fits.make_fit_once(finished_fits)
             patch.setattr(estimation, "fit_problem", fit_once)
-        if "reports" in request.path.parts:
-            patch.setattr(provenance, "code_hash", code_hash)
         yield
 
 
