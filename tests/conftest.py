@@ -34,7 +34,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ.setdefault("XLA_FLAGS", f"{fast_compilation.FLAGS} {WAIT}")
 jax.config.update("jax_num_cpu_devices", 4)
-# With files in memory, tests of runs take 0.86 of the time and 0.95 of the CPU time.
+# With files in memory, tests of runs take 0.85 of the time and 0.95 of the CPU time.
 MEMORY = pathlib.Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**32:
     if not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:  # tests start scripts

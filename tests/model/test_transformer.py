@@ -32,7 +32,7 @@ GPT2 = dataclasses.replace(
 
 
 # Compiled functions by the text of the model. NumPy computes all else: an operation of JAX outside
-# of a compiled function is a program of its own, which takes 10 ms to compile.
+# of a compiled function is a program of its own, which takes over 10 ms.
 PROGRAMS: dict[str, Callable] = {}
 
 
