@@ -34,6 +34,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ.setdefault("XLA_FLAGS", f"{fast_compilation.FLAGS} {WAIT}")
 jax.config.update("jax_num_cpu_devices", 4)
+# With files in memory, tests of runs take 0.85 of the time and 0.95 of the CPU time.
+MEMORY = pathlib.Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**32:
+    if not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:  # tests start scripts
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # of the processes that tests start
@@ -61,6 +66,8 @@ LONG_FILES = (
     *("test_coordinate_check.py", "test_transformer.py", "test_loop.py", "test_faults.py"),
     *("test_mesh.py", "test_multiprocess.py", "test_commands.py", "test_report_sections.py"),
     *("test_vmapped_runs.py", "test_notebooks.py", "test_page_layout.py", "test_optimizer.py"),
+    *("test_session.py", "test_moe.py", "test_question_parity.py", "test_lora.py"),
+    *("test_warm_start.py", "test_prediction_audit.py", "test_scaling.py", "test_roofline.py"),
 )
 
 

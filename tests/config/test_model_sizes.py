@@ -25,6 +25,14 @@ VARIANTS = [
 TIED = {"tie_embeddings": True, "load_balancing": "bias"}
 
 
+def some_of(sizes: list[str], interval: int) -> list:
+    """Return all sizes as parameters of a test. All but each interval-th are slow tests."""
+    return [
+        size if i % interval == 0 else pytest.param(size, marks=pytest.mark.slow)
+        for i, size in enumerate(sizes)
+    ]
+
+
 def parse_size(name: str) -> float:
     """Return the number of parameters in the name of a size, such as 1.5M."""
     return float(name[:-1]) * UNITS[name[-1]]
@@ -45,7 +53,7 @@ def test_size_has_the_parameters_of_its_name_and_is_valid(size):
     validation.validate_run(schema.Run(model=model))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", some_of(SIZES, 3))
 @pytest.mark.parametrize("changes", [{}, TIED])
 def test_counts_equal_the_parameters_of_the_model(size, changes):
     model = model_sizes.ladder_model(size, vocab_size=512, **changes)
@@ -101,7 +109,7 @@ def test_active_parameters_of_experts_equal_the_dense_model():
     assert experts["active"] - experts["router"] == dense["active"] < experts["total"]
 
 
-@pytest.mark.parametrize("size", ["10K", "250K", "100M", "300K-A100K", "630M-A100M"])
+@pytest.mark.parametrize("size", some_of(["10K", "250K", "300K-A100K", "100M", "630M-A100M"], 2))
 @pytest.mark.parametrize("changes", [{}, TIED])
 def test_flops_equal_those_of_the_train_step(size, changes):
     run = schema.Run(

@@ -6,7 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 from fixtures import commands, made_up_sweep, verified_sweep
@@ -213,17 +213,22 @@ def test_changed_config_of_a_started_run_is_refused(trained):
 
 
 def test_interrupted_sweep_saves_and_exits_with_130(folder):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweep", "--sweep=sweep.py:100000"],
-        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    metrics = folder / "runs/s/10K/metrics.jsonl"
-    deadline = time.monotonic() + 150
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 128 + signal.SIGINT, errors
+    metrics, is_finished = folder / "runs/s/10K/metrics.jsonl", threading.Event()
+
+    def interrupt() -> None:
+        """Send the signal to this process while the run trains."""
+        while not metrics.exists():
+            if is_finished.wait(0.05):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = commands.run_command(folder, "sweep", "--sweep=sweep.py:100000")
+    is_finished.set()
+    thread.join()
+    errors = result.stderr
+    assert result.returncode == 128 + signal.SIGINT, errors
     assert "stopped by SIGINT at step" in errors and "repeat the command to continue" in errors
     assert "Traceback" not in errors
     steps = [int(p.name) for p in (folder / "runs/s/10K/checkpoints").iterdir() if p.name.isdigit()]

@@ -277,7 +277,7 @@ def exit_status(number: int) -> int:
 )
 def test_killed_run_resumes_to_the_same_bits(tiny, signals):
     tiny.steps, tiny.checkpoint_interval, tiny.log_interval = 40 + 80 * len(signals), 10, 5
-    uninterrupted = dataclasses.replace(tiny, name="uninterrupted")
+    uninterrupted = dataclasses.replace(tiny, name="uninterrupted", checkpoint_interval=tiny.steps)
     loop.train(uninterrupted)
     rng = np.random.default_rng()
     for number in signals:

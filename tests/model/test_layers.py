@@ -31,7 +31,7 @@ def test_norm_divides_by_the_root_of_the_moment_and_epsilon(name):
 
 def test_initial_weights_have_unit_scale_and_small_outputs():
     """A matrix has deviation 1 / sqrt(inputs). Outputs of a block are divided by sqrt(2 layers)."""
-    params = jax.jit(lambda: transformer.init_params(SHAPE, 0))()
+    params = jax.device_get(jax.jit(lambda: transformer.init_params(SHAPE, 0))())
     attention, mlp = params["blocks"]["attention"], params["blocks"]["mlp"]
     depth = (2 * 3) ** -0.5
     for weight, std in (

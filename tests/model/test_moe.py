@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import special
 
 from lm.config import schema
 from lm.model import kv_cache, layers, moe, transformer
@@ -40,10 +41,19 @@ def init_experts(shape: schema.Model) -> tuple[nnx.GraphDef, dict]:
             return nnx.split(moe.Experts(shape, rngs, mesh.DEFAULT_RULES))
 
     graph, weights = jax.jit(split)()
-    weights = nnx.to_pure_dict(weights)
+    weights = jax.device_get(nnx.to_pure_dict(weights))
     if "bias" in weights:
-        weights["bias"] = jnp.array([0.1, -0.1, 0.05, 0.0])
+        weights["bias"] = np.array([0.1, -0.1, 0.05, 0.0], np.float32)
     return graph, weights
+
+
+def init_params(shape: schema.Model) -> dict:
+    return jax.device_get(jax.jit(lambda: transformer.init_params(shape, 0))())
+
+
+def route_tokens(shape: schema.Model, *arrays) -> tuple:
+    """Return weights, experts and metrics of the compiled router."""
+    return jax.device_get(jax.jit(lambda *arrays: moe.route_tokens(shape, *arrays))(*arrays))
 
 
 def dense_experts(shape: schema.Model, weights: dict, x_BTD: jax.Array) -> jax.Array:
@@ -82,7 +92,12 @@ def assert_close(a, b):
 
 @pytest.fixture(scope="module")
 def x_BTD():
-    return jax.random.normal(jax.random.key(1), (4, 8, SHAPE.d_model))
+    return np.random.default_rng(1).normal(size=(4, 8, SHAPE.d_model)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tokens_BT():
+    return np.random.default_rng(2).integers(32, size=(2, 16)).astype(np.int32)
 
 
 @pytest.mark.parametrize(
@@ -116,36 +131,38 @@ def test_experts_equal_a_dense_computation(shape, axes, x_BTD):
             device_mesh = mesh.make_mesh(schema.Mesh(**{"data": 1} | axes))
             stack.enter_context(jax.set_mesh(device_mesh))
             x_BTD = jax.device_put(x_BTD, mesh.named_sharding(device_mesh, "batch", "length", None))
-        jax.tree.map(assert_close, layer(weights, x_BTD), expected)
+        jax.tree.map(assert_close, *jax.device_get((layer(weights, x_BTD), expected)))
 
 
 def test_dropped_tokens_are_the_latest_of_their_row(x_BTD):
     """Neither later tokens nor other rows change the output of a token."""
     graph, weights = init_experts(SMALL_CAPACITY)
-    layer = jax.jit(lambda x: nnx.merge(graph, weights)(x))
+    compiled = jax.jit(lambda x: nnx.merge(graph, weights)(x))
+
+    def layer(x_BTD):
+        return jax.device_get(compiled(x_BTD))
+
     y_BTD, routing = layer(x_BTD)
     assert 0.2 < routing["dropped"] < 0.9
     for t in (3, 6):
-        later_BTD = x_BTD.at[:, t:].set(-x_BTD[:, t:] + 1.0)
+        later_BTD = np.concatenate([x_BTD[:, :t], 1.0 - x_BTD[:, t:]], axis=1)
         np.testing.assert_array_equal(layer(later_BTD)[0][:, :t], y_BTD[:, :t])
-    other_rows_BTD = x_BTD.at[1:].set(0.5)
+    other_rows_BTD = np.concatenate([x_BTD[:1], np.full_like(x_BTD[1:], 0.5)])
     np.testing.assert_array_equal(layer(other_rows_BTD)[0][0], y_BTD[0])
 
 
 @pytest.mark.parametrize("shape", [SHAPE, SMALL_CAPACITY], ids=["dropless", "capacity"])
-def test_decoder_with_experts_is_causal(shape):
-    params = jax.jit(lambda: transformer.init_params(shape, 0))()
-    tokens_BT = jax.random.randint(jax.random.key(2), (2, 16), 0, 32)
+def test_decoder_with_experts_is_causal(shape, tokens_BT):
+    params = init_params(shape)
     logits = jax.jit(lambda tokens_BT: transformer.compute_logits(shape, params, tokens_BT))
-    before = logits(tokens_BT)
-    after = logits(tokens_BT.at[:, 9:].set((tokens_BT[:, 9:] + 7) % 32))
+    later_BT = np.concatenate([tokens_BT[:, :9], (tokens_BT[:, 9:] + 7) % 32], axis=1)
+    before, after = jax.device_get([logits(tokens_BT), logits(later_BT)])
     np.testing.assert_array_equal(before[:, :9], after[:, :9])
-    assert float(jnp.abs(before[:, 9:] - after[:, 9:]).max()) > 1e-3
+    assert np.abs(before[:, 9:] - after[:, 9:]).max() > 1e-3
 
 
-def test_split_rows_drop_the_same_tokens():
-    params = jax.jit(lambda: transformer.init_params(SMALL_CAPACITY, 0))()
-    tokens_BT = jax.random.randint(jax.random.key(2), (2, 16), 0, 32)
+def test_split_rows_drop_the_same_tokens(tokens_BT):
+    params = init_params(SMALL_CAPACITY)
 
     def compute_logits():
         return jax.jit(lambda x: transformer.compute_logits(SMALL_CAPACITY, params, x))(tokens_BT)
@@ -155,9 +172,8 @@ def test_split_rows_drop_the_same_tokens():
         np.testing.assert_allclose(compute_logits(), expected, atol=2e-5)
 
 
-def test_cached_decoder_drops_no_token():
-    params = jax.jit(lambda: transformer.init_params(SMALL_CAPACITY, 0))()
-    tokens_BT = jax.random.randint(jax.random.key(2), (2, 8), 0, 32)
+def test_cached_decoder_drops_no_token(tokens_BT):
+    params, tokens_BT = init_params(SMALL_CAPACITY), tokens_BT[:, :8]
     expected = jax.jit(lambda params: transformer.compute_logits(SHAPE, params, tokens_BT))(params)
 
     @jax.jit
@@ -169,7 +185,7 @@ def test_cached_decoder_drops_no_token():
         second = (tokens_BT[:, 5:], positions_BT[:, 5:], mask_BTS[:, 5:])
         return first, decode(*second, kv_cache.extend(cache, 8), 5)[0]
 
-    actual = jnp.concatenate(decode_in_two_calls(params), axis=1)
+    actual = np.concatenate(decode_in_two_calls(params), axis=1)
     np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
@@ -188,9 +204,9 @@ def test_capacity_slots_contain_the_earliest_assignments(n_parts):
             expected.append(i)
     actual = []
     for part in range(n_parts):
-        inputs = (jnp.array(expert_M), jnp.array(row_M), jnp.array(time_M), 2, n_rows, capacity)
-        slots = moe.capacity_slots(*inputs, (part, n_parts))
-        assignment_P, slot_M = (np.asarray(array) for array in slots)
+        sizes = (2, n_rows, capacity, (part, n_parts))
+        slots = jax.jit(lambda *x, sizes=sizes: moe.capacity_slots(*x, *sizes))
+        assignment_P, slot_M = jax.device_get(slots(expert_M, row_M, time_M))
         assignments = assignment_P[assignment_P < len(expert_M)]
         np.testing.assert_array_equal(assignment_P[slot_M[assignments]], assignments)
         assert (slot_M < len(assignment_P)).sum() == len(assignments)
@@ -200,47 +216,58 @@ def test_capacity_slots_contain_the_earliest_assignments(n_parts):
 
 def test_dropped_is_the_fraction_of_assignments_without_slot(x_BTD):
     _, weights = init_experts(SMALL_CAPACITY)
-    _, expert_BTK, routing = moe.route_tokens(SMALL_CAPACITY, x_BTD, weights["router"])
+    _, expert_BTK, routing = route_tokens(SMALL_CAPACITY, x_BTD, weights["router"])
     capacity = moe.expert_capacity(SMALL_CAPACITY, x_BTD.shape[1])
     n_dropped = sum(max(n - capacity, 0) for row in expert_BTK for n in np.bincount(np.ravel(row)))
     assert float(routing["dropped"]) == pytest.approx(n_dropped / expert_BTK.size)
-    assert moe.route_tokens(SHAPE, x_BTD, weights["router"])[2]["dropped"] == 0
+    assert route_tokens(SHAPE, x_BTD, weights["router"])[2]["dropped"] == 0
 
 
 def test_balance_is_one_for_even_and_four_for_one_expert():
     """Its gradient lowers the scores of the overloaded expert."""
-    x_BTD = jnp.eye(4)[None]
+    x_BTD = np.eye(4, dtype=np.float32)[None]
     shape = dataclasses.replace(SHAPE, experts_per_token=1)
 
     @jax.jit
     def balance(x_BTD, router_DE):
         return moe.route_tokens(shape, x_BTD, router_DE)[2]["balance"]
 
-    even_router_DE = 9 * jnp.eye(4)  # each of the 4 tokens selects another expert
+    even_router_DE = 9 * x_BTD[0]  # each of the 4 tokens selects another expert
     assert float(balance(x_BTD, even_router_DE)) == pytest.approx(1.0)
-    skewed_router_DE = jnp.zeros((4, 4)).at[:, 2].set(9.0)  # all tokens select expert 2
+    skewed_router_DE = np.tile(even_router_DE[2], (4, 1))  # all tokens select expert 2
     assert float(balance(x_BTD, skewed_router_DE)) == pytest.approx(4.0, rel=1e-2)
-    gradient_E = jax.grad(balance, argnums=1)(x_BTD, skewed_router_DE / 9).sum(axis=0)
+    gradient = jax.jit(jax.grad(balance, argnums=1))
+    gradient_E = np.sum(gradient(x_BTD, skewed_router_DE / 9), axis=0)
     assert gradient_E[2] > 0 > gradient_E[0]
 
 
-def test_router_biases_even_out_the_load(x_BTD):
+def test_router_biases_even_out_the_load():
     """The biases do not change the weights of the expert outputs."""
     shape = dataclasses.replace(SHAPE, load_balancing="bias", router_bias_rate=0.01)
-    x_BTD = x_BTD + 0.5
-    # Most tokens prefer expert 0.
-    router_DE = jax.random.normal(jax.random.key(3), (8, 4)).at[:, 0].add(1.0)
-    bias_E, imbalance = jnp.zeros(4), []
-    for _ in range(80):
-        weight_BTK, expert_BTK, routing = moe.route_tokens(shape, x_BTD, router_DE, bias_E)
-        imbalance.append(float(routing["load_E"].max() * 4))
+
+    @jax.jit
+    def draw():
+        """Return tokens and a router. Most tokens prefer expert 0."""
+        router_DE = jax.random.normal(jax.random.key(3), (8, 4)).at[:, 0].add(1.0)
+        return jax.random.normal(jax.random.key(1), (4, 8, 8)) + 0.5, router_DE
+
+    @jax.jit
+    def update(bias_E):
+        routed = moe.route_tokens(shape, x_BTD, router_DE, bias_E)
         params = {"blocks": {"mlp": {"bias": bias_E[None], "gate": 3.0}}}
-        layered = {"load_E": routing["load_E"][None]}
-        updated = moe.update_router_biases(shape, params, layered)["blocks"]["mlp"]
+        layered = {"load_E": routed[2]["load_E"][None]}
+        return *routed, moe.update_router_biases(shape, params, layered)["blocks"]["mlp"]
+
+    x_BTD, router_DE = jax.device_get(draw())
+    bias_E, imbalance = np.zeros(4, np.float32), []
+    for _ in range(80):
+        weight_BTK, expert_BTK, routing, updated = jax.device_get(update(bias_E))
+        imbalance.append(routing["load_E"].max() * 4)
         assert updated["gate"] == 3.0
         bias_E = updated["bias"][0]
     assert imbalance[0] > 1.5 and max(imbalance[-10:]) < 1.3
-    score_BTK = jnp.take_along_axis(jax.nn.softmax(x_BTD @ router_DE), expert_BTK, axis=-1)
+    scores_BTE = special.softmax(x_BTD @ router_DE, axis=-1)
+    score_BTK = np.take_along_axis(scores_BTE, expert_BTK, axis=-1)
     np.testing.assert_allclose(weight_BTK, score_BTK / score_BTK.sum(-1, keepdims=True), atol=1e-5)
 
 
@@ -248,18 +275,18 @@ def test_router_computes_in_float32(x_BTD):
     half_BTD = x_BTD.astype(jnp.bfloat16)
     graph, weights = init_experts(SHAPE)
     half_weights, weights_BTK = (
-        moe.route_tokens(SHAPE, x, weights["router"])[0]
+        route_tokens(SHAPE, x, weights["router"])[0]
         for x in (half_BTD, half_BTD.astype(jnp.float32))
     )
     assert half_weights.dtype == jnp.float32
     np.testing.assert_array_equal(half_weights, weights_BTK)
-    assert nnx.merge(graph, weights)(half_BTD)[0].dtype == jnp.bfloat16
+    output = jax.eval_shape(lambda x_BTD: nnx.merge(graph, weights)(x_BTD)[0], half_BTD)
+    assert output.dtype == jnp.bfloat16
 
 
 @pytest.mark.slow
-def test_execution_fields_do_not_change_gradients_or_routing():
-    tokens_BT = jax.random.randint(jax.random.key(2), (2, 9), 0, 32)
-    params = jax.jit(lambda: transformer.init_params(SHAPE, 0))()
+def test_execution_fields_do_not_change_gradients_or_routing(tokens_BT):
+    tokens_BT, params = tokens_BT[:, :9], init_params(SHAPE)
 
     def gradient_and_routing(**fields):
         shape = dataclasses.replace(SHAPE, **fields)
@@ -336,7 +363,7 @@ def test_interrupted_run_of_experts_ends_with_the_same_bits(run):
 
 def test_initial_experts_have_the_scale_of_an_mlp():
     model = dataclasses.replace(SHAPE, d_model=32, d_expert=24, n_layers=3)
-    params = jax.jit(lambda: transformer.init_params(model, 0))()["blocks"]["mlp"]
+    params = init_params(model)["blocks"]["mlp"]
     for name, std in (
         ("router", 32**-0.5),
         ("gate", 32**-0.5),

@@ -61,23 +61,30 @@ def trees() -> dict[pathlib.Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
+@functools.cache
+def syntax_nodes(tree: ast.Module) -> list[ast.AST]:
+    """Return all nodes of a syntax tree. A walk takes a second for all files."""
+    return list(ast.walk(tree))
+
+
 def failures(paths, find_problems) -> dict[str, object]:
     """Return {path: problems} of the files with problems. One test checks all files."""
     problems = {relative(path): find_problems(path) for path in paths}
     return {path: result for path, result in problems.items() if result}
 
 
-def docstring_nodes(tree: ast.Module):
-    """Yield the module and each class and function that has a docstring."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if ast.get_docstring(node):
-                yield node
+@functools.cache
+def docstring_nodes(tree: ast.Module) -> list:
+    """Return the module and each class and function that has a docstring."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        node for node in syntax_nodes(tree) if isinstance(node, kinds) and ast.get_docstring(node)
+    ]
 
 
 def identifiers(tree: ast.Module):
     """Yield every name that the code binds or uses."""
-    for node in ast.walk(tree):
+    for node in syntax_nodes(tree):
         if isinstance(node, ast.Name):
             yield node.id
         elif isinstance(node, ast.arg):
@@ -92,7 +99,7 @@ def messages(tree: ast.Module):
     """Yield every string constant that is not a docstring."""
     first_statements = [node.body[0] for node in docstring_nodes(tree)]
     docstrings = {id(first.value) for first in first_statements if isinstance(first, ast.Expr)}
-    for node in ast.walk(tree):
+    for node in syntax_nodes(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if id(node) not in docstrings:
                 yield node.value
@@ -150,7 +157,7 @@ def test_files_and_functions_are_short():
         n_lines = len(path.read_text(encoding="utf-8").splitlines())
         return [n_lines] * (n_lines > 400) + [
             node.name
-            for node in ast.walk(trees()[path])
+            for node in syntax_nodes(trees()[path])
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
             and (node.end_lineno or 0) - node.lineno >= 60
         ]
@@ -164,7 +171,7 @@ def test_imports_have_no_alias():
 
     def aliases(path):
         imports = (
-            n for n in ast.walk(trees()[path]) if isinstance(n, (ast.Import, ast.ImportFrom))
+            n for n in syntax_nodes(trees()[path]) if isinstance(n, (ast.Import, ast.ImportFrom))
         )
         names = {(name.name, name.asname) for node in imports for name in node.names if name.asname}
         return names - permitted

@@ -88,10 +88,11 @@ def test_collected_logits_are_those_of_the_model(tiny):
     model = dataclasses.replace(tiny.model, parametrization="completep", base_depth=1)
     tokens_BT = np.arange(24, dtype=np.int32).reshape(2, 12)
     with jax.set_mesh(mesh.make_mesh(tiny.mesh, jax.devices()[:1])):
-        params = transformer.init_params(model, 0)
+        params = jax.jit(lambda: transformer.init_params(model, 0))()
         rules = mesh.DEFAULT_RULES
         activations = jax.jit(
-            lambda: coordinate_check.collect_activations(model, params, tokens_BT, rules)
-        )()
-        logits = jax.jit(lambda: transformer.compute_logits(model, params, tokens_BT))()
+            lambda params: coordinate_check.collect_activations(model, params, tokens_BT, rules)
+        )(params)
+        compute_logits = jax.jit(lambda w: transformer.compute_logits(model, w, tokens_BT))
+        logits = compute_logits(params)
         np.testing.assert_allclose(activations["logits"], logits, atol=1e-5)

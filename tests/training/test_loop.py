@@ -266,7 +266,7 @@ def test_early_stopping_selects_the_best_checkpoint(tiny, monkeypatch):
     assert warm_start.start_step(child, tiny) == 4
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     ("n_steps", "heldout_losses", "best"),
     [(12, (5.0, 4.0, 4.5, 4.1), 2), (4, (5.0, 4.0, 4.5, 3.9), 4), (3, (5.0, 4.0, 4.5), 2)],

@@ -1,6 +1,7 @@
 """Learning-rate schedules and optimizers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,16 +52,29 @@ def test_numpy_and_jax_give_equal_rates(name):
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    return jax.jit(lambda: transformer.init_params(SHAPE, 0))()
+    return jax.device_get(jax.jit(lambda: transformer.init_params(SHAPE, 0))())
+
+
+def first_update(
+    optim: schema.Optimizer, model: schema.Model, params: dict, gradient: float | dict, axes=None
+) -> tuple[dict, Any]:
+    """Return the first update and the state after it. A number is the gradient of all weights."""
+    axes = axes or transformer.param_axes(model)
+    transformation = optimizer.make_optimizer(optim, model, 10, axes)
+    inputs = optimizer.inputs(optim, model, axes)
+    if not isinstance(gradient, dict):
+        gradient = jax.tree.map(lambda w: np.full_like(w, gradient), params)
+
+    @jax.jit
+    def update(gradient, params):
+        return transformation.update(gradient, transformation.init(params), params, inputs=inputs)
+
+    return jax.device_get(update(gradient, params))
 
 
 def test_every_weight_except_the_norms_decays(params):
     optim = schema.Optimizer(lr=0.1, weight_decay=0.5, warmup=0.0, schedule="constant")
-    axes = transformer.param_axes(SHAPE)
-    transformation = optimizer.make_optimizer(optim, SHAPE, 10, axes)
-    inputs = optimizer.inputs(optim, SHAPE, axes)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    update, _ = transformation.update(zeros, transformation.init(params), params, inputs=inputs)
+    update, _ = first_update(optim, SHAPE, params, 0.0)
     for path, change in jax.tree_util.tree_leaves_with_path(update):
         is_norm = "norm" in jax.tree_util.keystr(path)
         assert bool((change == 0).all()) == is_norm, path
@@ -68,16 +82,12 @@ def test_every_weight_except_the_norms_decays(params):
 
 
 def test_large_gradient_is_clipped_by_its_global_norm(params):
-    axes = transformer.param_axes(SHAPE)
     optim = schema.Optimizer(clip_norm=1.0, eps=1.0, weight_decay=0.0)
-    transformation = optimizer.make_optimizer(optim, SHAPE, 10, axes)
-    inputs = optimizer.inputs(optim, SHAPE, axes)
+    clip = jax.jit(lambda gradient: optimizer.clip_by_global_norm(gradient, optim.clip_norm)[0])
 
     def update(scale: float):
-        gradient = jax.tree.map(lambda x: jnp.full_like(x, scale), params)
-        gradient, _ = optimizer.clip_by_global_norm(gradient, optim.clip_norm)
-        state = transformation.init(params)
-        return transformation.update(gradient, state, params, inputs=inputs)[0]
+        gradient = clip(jax.tree.map(lambda w: np.full_like(w, scale), params))
+        return first_update(optim, SHAPE, params, gradient)[0]
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), update(1e3), update(1e6))
 
@@ -117,27 +127,11 @@ def test_optimizer_trains_and_resumes_on_a_sharded_mesh(tiny, name):
     assert rates[2] == pytest.approx(tiny.optim.lr * 2 / 3)
 
 
-def first_update(optim: schema.Optimizer, model: schema.Model, params: dict, gradient: float):
-    """Return the first update of Adam for a constant gradient."""
-    axes = transformer.param_axes(model)
-    transformation = optimizer.make_optimizer(optim, model, 10, axes)
-    inputs = optimizer.inputs(optim, model, axes)
-
-    @jax.jit
-    def update(params):
-        gradients = jax.tree.map(lambda w: jnp.full_like(w, gradient), params)
-        return transformation.update(gradients, transformation.init(params), params, inputs=inputs)[
-            0
-        ]
-
-    return update(params)
-
-
 def test_layer_decay_counts_the_layers_above(params):
     """The first update of Adam is the learning rate times the sign of the gradient."""
     optim = schema.Optimizer(lr=1.0, warmup=0.0, schedule="constant", weight_decay=0.0)
     optim.layer_decay = 0.5
-    update = first_update(optim, SHAPE, params, 1.0)
+    update, _ = first_update(optim, SHAPE, params, 1.0)
     for block in jax.tree.leaves(update["blocks"]):
         for layer, factor in enumerate((0.5, 1.0)):
             np.testing.assert_allclose(block[layer], -factor, rtol=1e-5)
@@ -149,7 +143,7 @@ def test_epsilon_is_multiplied_by_the_factor_of_the_weight(params):
     """The first update of Adam with epsilon e is lr g / (g + e)."""
     model = dataclasses.replace(SHAPE, parametrization="completep", base_width=2, base_depth=1)
     optim = schema.Optimizer(lr=1.0, warmup=0.0, schedule="constant", weight_decay=0.0, eps=1.0)
-    update = first_update(optim, model, params, 1.0)
+    update, _ = first_update(optim, model, params, 1.0)
     width, depth = 4, 2
     for weight, lr, epsilon in (
         (update["embed"], 1, 1 / width),
@@ -189,11 +183,7 @@ def test_independent_decay_does_not_depend_on_the_rate(params, lr, name):
     model = dataclasses.replace(SHAPE, parametrization=name, base_width=2)
     optim = schema.Optimizer(lr=lr, weight_decay=0.01, independent_weight_decay=True)
     optim.warmup, optim.schedule = 0.0, "constant"
-    axes = transformer.param_axes(model)
-    transformation = optimizer.make_optimizer(optim, model, 10, axes)
-    inputs = optimizer.inputs(optim, model, axes)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    update, _ = transformation.update(zeros, transformation.init(params), params, inputs=inputs)
+    update, _ = first_update(optim, model, params, 0.0)
     for weight in ("embed", "head"):
         np.testing.assert_allclose(update[weight], -0.01 * params[weight], rtol=1e-5)
     up = params["blocks"]["mlp"]["up"]
@@ -212,17 +202,11 @@ def test_schedule_in_steps_equals_that_in_fractions():
 @pytest.mark.parametrize("name", fields.choices(schema.Optimizer)["name"])
 def test_first_moment_is_stored_in_bfloat16(params, name):
     """The second moment and the computation remain in float32."""
-    axes = transformer.param_axes(SHAPE)
-    gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), params)
-    updates = {}
+    rng, updates = np.random.default_rng(1), {}
+    gradient = jax.tree.map(lambda w: rng.normal(size=w.shape).astype(np.float32), params)
     for dtype in ("float32", "bfloat16"):
         optim = schema.Optimizer(name=name, moment_dtype=dtype)
-        transformation = optimizer.make_optimizer(optim, SHAPE, 10, axes)
-        inputs = optimizer.inputs(optim, SHAPE, axes)
-        state = transformation.init(params)
-        updates[dtype], state = jax.jit(transformation.update)(
-            gradient, state, params, inputs=inputs
-        )
+        updates[dtype], state = first_update(optim, SHAPE, params, gradient)
         paths = jax.tree_util.tree_leaves_with_path(state)
         for path, leaf in paths:
             is_moment = ".mu" in jax.tree_util.keystr(path)
@@ -241,14 +225,11 @@ def test_muon_orthogonalizes_both_factors_of_an_adapter():
     model = dataclasses.replace(SHAPE, lora_rank=4, lora_on="heads,mlp")
     axes = {"lora": transformer.param_axes(model)["lora"]}
     shapes = jax.eval_shape(lambda: transformer.init_params(model, 0))["lora"]
-    keys = iter(jax.random.split(jax.random.key(0), 99))
-    weights = {"lora": jax.tree.map(lambda w: jax.random.normal(next(keys), w.shape), shapes)}
+    rng = np.random.default_rng(0)
+    draws = jax.tree.map(lambda w: rng.normal(size=w.shape).astype(np.float32), shapes)
+    weights = {"lora": draws}
     optim = schema.Optimizer(name="muon", weight_decay=0.0)
-    transformation = optimizer.make_optimizer(optim, model, 10, axes)
-    inputs = optimizer.inputs(optim, model, axes)
-    update, _ = jax.jit(transformation.update)(
-        weights, transformation.init(weights), weights, inputs=inputs
-    )
+    update, _ = first_update(optim, model, weights, weights, axes)
     for path, leaf in jax.tree_util.tree_leaves_with_path(update):
         sides = (-1, 4) if jax.tree_util.keystr(path).endswith("['a']") else (4, -1)
         values = np.linalg.svd(np.asarray(leaf[0]).reshape(sides), compute_uv=False)
