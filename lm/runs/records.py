@@ -45,6 +45,7 @@ import functools
 import math
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -365,12 +366,13 @@ def _load_row(folder: Path) -> dict:
     if ends_at is not None and stored_results.has_final_evaluation(fields | facts):
         problem = json_files.find_missing_step(folder / "evals.jsonl", ends_at, content)
         reason, last = "; ".join(filter(None, (reason, problem))), [] if problem else last
-    results = {f"eval.{key}": value for row in last for key, value in row.items()}
+    # The rows of a sweep share the names of their columns, which take most of the memory.
+    results = {sys.intern(f"eval.{key}"): value for row in last for key, value in row.items()}
     status = facts.pop("status", "lost")
     if status == "running" and not lock.is_alive(folder):
         status = "lost"  # a killed process cannot write its status
     version = record_checksums.FORMAT_VERSION if run_id else record_checksums.OLDEST_VERSION
-    facts = {key: value for key, value in facts.items() if key not in PRIVATE_FACTS}
+    facts = {sys.intern(key): facts[key] for key in facts if key not in PRIVATE_FACTS}
     row = fields | facts | results | {"status": status, "dir": str(folder)}
     row[record_checksums.VERSION] = version
     return row | {"reason": reason} if reason else row
