@@ -119,9 +119,15 @@ def config_group(name: str) -> Callable[[type[Group]], type[Group]]:
 
 
 @functools.cache
+def type_hints(kind: type) -> dict[str, Any]:
+    """Return {name of a field: its type} for a dataclass type, in order of declaration."""
+    return typing.get_type_hints(kind)
+
+
+@functools.cache
 def field_info(kind: type) -> dict[str, FieldInfo]:
     """Return {"optim.lr": FieldInfo, ...} for a dataclass type, in order of declaration."""
-    flat, hints = {}, typing.get_type_hints(kind)
+    flat, hints = {}, type_hints(kind)
     for declared in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[declared.name]):
             inner = field_info(hints[declared.name])
@@ -140,7 +146,7 @@ def fields_with(role: Role, kind: type) -> tuple[str, ...]:
 def choices(kind: type) -> dict[str, tuple[Any, ...]]:
     """Return the allowed values of each choice, {"optim.name": ("adamw", "lion", "muon"), ...}."""
     flat = {}
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             inner = choices(typing.cast(type, hint))
             flat |= {f"{name}.{k}": values for k, values in inner.items()}

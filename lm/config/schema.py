@@ -10,6 +10,7 @@ optimizer_config.py the group optim. validation.py checks combinations of values
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any, Literal
@@ -241,13 +242,14 @@ def flatten(run: Any) -> dict[str, Any]:
     return flat
 
 
+@functools.cache
 def field_types(kind: type) -> dict[str, type]:
     """Return {"optim.lr": float, ...} for a dataclass type, in the order of `flatten`.
 
     The type of a choice is str.
     """
     flat: dict[str, type] = {}
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in fields.type_hints(kind).items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             flat |= {f"{name}.{k}": v for k, v in field_types(hint).items()}
         elif typing.get_origin(hint) is Literal:
@@ -274,7 +276,7 @@ def from_dict(values: dict, kind: type = Run, where: str = "") -> Any:
             f"checkpoint_every={values['checkpoint_every']!r} is a field of version 0.1, whose runs"
             " cannot be read: use that version, or train again"
         )
-    hints = typing.get_type_hints(kind)
+    hints = fields.type_hints(kind)
     known = {}
     for name, value in values.items():
         if name not in hints:

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import os
 import sys
-import typing
 import unicodedata
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ def check_values(run: schema.Run) -> None:
 
     Raises ConfigError.
     """
-    for name, kind in typing.get_type_hints(schema.Run).items():
+    for name, kind in fields.type_hints(schema.Run).items():
         group, is_group = getattr(run, name), dataclasses.is_dataclass(kind)
         if isinstance(kind, type) and is_group and type(group) is not kind:
             reject(name, group, f"must be {kind.__name__}, not {type(group).__name__}")

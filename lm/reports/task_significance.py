@@ -174,11 +174,20 @@ def _binomial_p_value(n_correct: int, n: int, chance: float, is_below: bool) -> 
 
 def _discoveries(row: Mapping, p_value: PValue) -> set[str]:
     """Return the tasks and the means over paradigms with a corrected p-value, each family alone."""
-    return {
+    columns = task_results.result_columns(tuple(row))
+    return set(_test_tasks(columns, tuple(row[column] for column in columns), p_value))
+
+
+# The figures and tables of a report test the same results repeatedly.
+@functools.lru_cache(maxsize=2**12)
+def _test_tasks(columns: tuple[str, ...], values: tuple, p_value: PValue) -> frozenset[str]:
+    """Return the result of `_discoveries` for the columns and values of the task results."""
+    row = dict(zip(columns, values, strict=True))
+    return frozenset(
         name
         for names in (task_results.task_names([row]), task_results.paradigm_means([row]))
         for name in _step_up(names, [p_value(row, task) for task in names])
-    }
+    )
 
 
 def _step_up(names: Sequence[str], p_values: Sequence[float]) -> list[str]:

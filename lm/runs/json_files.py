@@ -14,7 +14,7 @@ has ended.
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +98,11 @@ def run_id(path: Path) -> str | None:
 def read_file(path: Path) -> JsonLines:
     """Load a .jsonl file, and verify the checksum of each line."""
     lines = filesystem.read_lines(path)
-    expected_run_id = run_id(path) if lines else None
+    return parse_lines(lines, run_id(path) if lines else None)
+
+
+def parse_lines(lines: Sequence[str], expected_run_id: str | None) -> JsonLines:
+    """Return the content of the lines of a .jsonl file. expected_run_id: see `run_id`."""
     rows, corrupt_lines, truncated_line = {}, [], 0
     for number, line in enumerate(lines, 1):
         row = _parse_line(line, expected_run_id)
@@ -116,12 +120,14 @@ def read_rows(path: Path) -> list[dict]:
     return list(read_file(path).rows.values())
 
 
-def find_missing_step(path: Path, step: int) -> str:
+def find_missing_step(path: Path, step: int, content: JsonLines | None = None) -> str:
     """Return the reason why a .jsonl file has no intact row of a step, "" if it has one.
 
     A damaged line after the row may have replaced the row. path: file of a run that has ended.
+    content: of the file, None to read it.
     """
-    content = _read_complete_file(path)
+    if content is None or content.truncated_line:
+        content = _read_complete_file(path)
     rows = latest_rows(content.rows.values())
     numbers = {id(row): number for number, row in content.rows.items()}
     final_line = max((numbers[id(row)] for row in rows if row["step"] == step), default=0)

@@ -45,6 +45,7 @@ import functools
 import math
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -265,8 +266,7 @@ def load_evals(path: str | Path) -> list[dict]:
     Results in the entry "invalid_results" of facts.json are left out.
     """
     rows = json_files.read_latest_rows(filesystem.open_path(path) / "evals.jsonl")
-    invalid = read_facts(filesystem.open_path(path)).get("invalid_results", {})
-    return [stored_results.drop_invalid(row, invalid) for row in rows] if invalid else rows
+    return stored_results.valid_rows(rows, read_facts(filesystem.open_path(path)))
 
 
 def attempt_metrics(path: str | Path, before: int) -> list[dict]:
@@ -355,7 +355,8 @@ def _load_row(folder: Path) -> dict:
     facts = read_facts(folder)
     stored_config.check_format(folder, facts)
     run, run_id = stored_config.load_config(folder, facts, is_used=False)
-    evaluations = load_evals(folder)
+    content = json_files.parse_lines(filesystem.read_lines(folder / "evals.jsonl"), run_id)
+    evaluations = stored_results.valid_rows(json_files.latest_rows(content.rows.values()), facts)
     if run_id and not facts and (evaluations or load_metrics(folder)):
         raise ValueError(f"{folder} has no facts.json: restore it, or start the run again")
     stored_results.check_counts(folder, run, facts)
@@ -363,14 +364,15 @@ def _load_row(folder: Path) -> dict:
     last = [row for row in evaluations if row["step"] == ends_at or ends_at is None][-1:]
     fields = schema.flatten(run)
     if ends_at is not None and stored_results.has_final_evaluation(fields | facts):
-        problem = json_files.find_missing_step(folder / "evals.jsonl", ends_at)
+        problem = json_files.find_missing_step(folder / "evals.jsonl", ends_at, content)
         reason, last = "; ".join(filter(None, (reason, problem))), [] if problem else last
-    results = {f"eval.{key}": value for row in last for key, value in row.items()}
+    # The rows of a sweep share the names of their columns, which take most of the memory.
+    results = {sys.intern(f"eval.{key}"): value for row in last for key, value in row.items()}
     status = facts.pop("status", "lost")
     if status == "running" and not lock.is_alive(folder):
         status = "lost"  # a killed process cannot write its status
     version = record_checksums.FORMAT_VERSION if run_id else record_checksums.OLDEST_VERSION
-    facts = {key: value for key, value in facts.items() if key not in PRIVATE_FACTS}
+    facts = {sys.intern(key): facts[key] for key in facts if key not in PRIVATE_FACTS}
     row = fields | facts | results | {"status": status, "dir": str(folder)}
     row[record_checksums.VERSION] = version
     return row | {"reason": reason} if reason else row

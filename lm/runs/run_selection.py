@@ -157,6 +157,8 @@ def select_task_runs(runs: Sequence[dict], x: str = records.N_PARAMS) -> BudgetS
     from scratch for the FLOPs of pre-training and tuning has the largest budget.
     """
     selection = largest_token_budget(runs, x)
+    if len({is_finetuned(row) for row in runs}) < 2:
+        return selection
     tested = [row for row in runs if task_results.task_names([row]) and row["status"] == "done"]
     if any(row.get("data.loss_on") != "answers" for row in tested):
         tested = [row for row in selection.rows if task_results.task_names([row])]

@@ -12,6 +12,7 @@ paradigms of minimal pairs, whose results are also stored.
 A row is a dict of records.load_runs or of records.load_evals.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -81,14 +82,32 @@ def _names_with_accuracy(rows: Sequence[Mapping], are_means: bool) -> list[str]:
     """Return the names of results with an accuracy, in their order in the rows."""
     names: dict[str, None] = {}
     for row in rows:
-        # A row has hundreds of columns, and a report of many runs calls this function often.
-        for column in [key for key in row if key.endswith(ACCURACY)]:
-            key = column.removeprefix("eval.")
-            if key.startswith("task.") and row[column] is not None:
-                task = key.removeprefix("task.").removesuffix(ACCURACY)
-                if (task_result(row, task, "n_paradigms") is not None) == are_means:
+        for column, task, markers in _accuracy_columns(tuple(row)):
+            if row[column] is not None:
+                if any(row[marker] is not None for marker in markers) == are_means:
                     names[task] = None
     return list(names)
+
+
+# A row has hundreds of columns, and the runs of a sweep have few different sets of columns.
+@functools.lru_cache(maxsize=2**8)
+def _accuracy_columns(columns: tuple[str, ...]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Return (column, task, its columns of the metric n_paradigms) of each accuracy of a row."""
+    known, parsed = set(columns), []
+    for column in columns:
+        key = column.removeprefix("eval.")
+        if key.startswith("task.") and key.endswith(ACCURACY):
+            task = key.removeprefix("task.").removesuffix(ACCURACY)
+            markers = (f"{prefix}task.{task}.n_paradigms" for prefix in ("eval.", ""))
+            parsed.append((column, task, tuple(filter(known.__contains__, markers))))
+    return tuple(parsed)
+
+
+@functools.lru_cache(maxsize=2**8)
+def result_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns of task results and of their standard errors among those of a row."""
+    prefixes = ("task.", "task_se.")
+    return tuple(key for key in columns if key.removeprefix("eval.").startswith(prefixes))
 
 
 def task_result(row: Mapping, task: str, metric: str = "accuracy") -> dict[str, float] | None:
@@ -134,6 +153,7 @@ def baseline_metric(row: Mapping, task: str) -> str:
     return "chrf" if any(task_result(row, task, name) for name in columns) else "accuracy"
 
 
+@functools.lru_cache(maxsize=2**14)
 def task_family(task: str) -> str:
     """Return the family of a task: the phenomenon of minimal pairs, or the name without options.
 

@@ -155,3 +155,16 @@ def test_results_with_an_undefined_chance_are_not_tested():
         assert not task_significance.has_mastery_accuracy(row, "t")
         known = row | {"eval.task.t.chance": 0.25}
         assert task_significance.chance_accuracy_of([row, known], "t") == 0.25
+
+
+def test_results_changed_in_a_row_are_tested_again():
+    row = run_of([0.9, 0.25])
+    task_significance.tasks_above_baseline(row).clear()  # a result belongs to its caller
+    assert task_significance.tasks_above_baseline(row) == {"t0"}
+    row["eval.task.t1.accuracy"] = 0.9
+    assert task_significance.tasks_above_baseline(row) == {"t0", "t1"}
+    row["eval.task.t0.accuracy"] = None
+    assert task_significance.tasks_above_baseline(row) == {"t1"}
+    row["eval.task.t1.n_paradigms"] = 5
+    assert task_results.task_names([row]) == []
+    assert task_results.paradigm_means([row]) == ["t1"]

@@ -359,7 +359,7 @@ def describe_shown(rows: Sequence, n_available: int) -> str:
 
 def source_columns(rows, y=records.LOSS) -> list[str]:
     """Return the sorted columns with y for a single source: eval.loss.code, eval.loss.docs."""
-    return sorted({key for row in rows for key in row if key.startswith(y + ".")})
+    return sorted(key for key in set().union(*rows) if key.startswith(y + "."))
 
 
 def source_names(columns: Sequence[str], y=records.LOSS) -> dict[str, str]:

@@ -94,10 +94,9 @@ def task_curves(
         axes.set_ylim(-4, 104)
     style.label_panels(panels, x, "Accuracy (%)", theme)
     counts = {
-        metrics["n"]["value"]
+        task_results.task_value(row, task, "n")
         for row in finished
-        for metrics in task_results.task_results(row).values()
-        if "accuracy" in metrics
+        for task in [*task_results.task_names([row]), *task_results.paradigm_means([row])]
     }
     caption = [
         f"n = {elements.count_label(finished)}, {_format_range(counts)} questions each.",
@@ -154,7 +153,7 @@ def emergence(rows, tasks, x=records.N_PARAMS, theme=style.LIGHT) -> Figure:
         axes.set_ylim(-4, 104)
         axes.set_yticks(range(0, 101, 20))
         name = style.truncate_label(short_names.shorten_task(task), 32)
-        lengths = [task_results.task_results(row)[task]["tokens"]["value"] for row in shown]
+        lengths = [task_results.task_value(row, task, "tokens") for row in shown]
         style.panel_title(axes, f"{name}, k = {lengths[-1]:.3g}" if lengths else name, theme)
     style.label_panels(panels, x, "Probability (%)", theme)
     caption = [
@@ -171,15 +170,16 @@ def _draw_emergence(axes, finished, task, x, theme) -> None:
     """Draw exact match, p and p^k of one task for the finished runs."""
     points, colors = [], style.size_colors(finished, theme)
     for row in finished:
-        metrics = task_results.task_results(row)[task]
-        p, k = metrics["token_probability"]["value"], metrics["tokens"]["value"]
+        p = task_results.task_value(row, task, "token_probability")
+        k = task_results.task_value(row, task, "tokens")
         points.append({x: row[x], "p": p, "p^k": p**k})
     for name, line in (("p", ":"), ("p^k", "--")):
         curve = elements.mean_curve(points, x, name, 100)
         axes.plot(*curve, line, color=theme["ink"], linewidth=1.3)
     markers = []
     for row, point in zip(finished, points, strict=True):
-        exact = task_results.task_results(row)[task]["exact"]
+        exact = task_results.task_result(row, task, "exact")
+        assert exact, "finished_with selects runs with an exact match"
         share, error = 100 * exact["value"], 100 * exact["se"]
         tip = f"{task}, {elements.short_run_name(row)}: exact {share:.0f}%, p {point['p']:.2f}"
         markers.append(elements.Point(row[x], share, error, colors[row["name"]], tip))

@@ -252,10 +252,11 @@ def _reproduction(sweep: summary.SweepSummary, terms: Markup) -> Markup:
     terms: definitions of the terms.
     """
     facts = []
-    for key in sorted({key for row in sweep.rows for key in row}):
+    for key in sorted(set().union(*sweep.rows)):
+        if not key.startswith(FACT_PREFIXES) or key in INTERNAL_FACTS:
+            continue
         values = sorted({_fact_text(row[key]) for row in sweep.rows if row.get(key) is not None})
-        is_shown = key.startswith(FACT_PREFIXES) and key not in INTERNAL_FACTS
-        if values and is_shown:
+        if values:
             note = " (differs between runs)" if len(values) > 1 else ""
             facts.append({"fact": key, "value": ", ".join(values) + note})
     report = f"uv run python -m experiments.report {shlex.quote(f'--dir={sweep.path}')}"

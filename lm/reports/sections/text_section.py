@@ -1,5 +1,6 @@
 """Section of the report about the text: documents and splits of each source."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -24,7 +25,8 @@ def text_documents(sweep: summary.SweepSummary) -> Markup:
     if not sources:
         return html.paragraph("No run has started.", "muted")
     names = short_names.shorten_sources(sorted(sources))
-    lines = [_source(sweep, source, name) for source, name in names.items()]
+    facts = {key: row[key] for row in sweep.rows for key in row}
+    lines = [_source(facts, source, name) for source, name in names.items()]
     columns = [key for key in lines[0] if any(line[key] is not None for line in lines)]
     if len(columns) == 1:
         shown = ", ".join(names.values())
@@ -39,11 +41,9 @@ def text_documents(sweep: summary.SweepSummary) -> Markup:
     )
 
 
-def _source(sweep: summary.SweepSummary, source: str, name: str) -> dict[str, Any]:
+def _source(columns: Mapping[str, Any], source: str, name: str) -> dict[str, Any]:
     """Return the table row of one source. Values that no run records are None."""
-    facts: dict[str, Any] = {}
-    for row in sweep.rows:
-        facts |= {key: row[key] for key in row if key.endswith(f".{source}")}
+    facts = {key: value for key, value in columns.items() if key.endswith(f".{source}")}
     line: dict[str, Any] = {"source": name}
     for key, title in COLUMNS.items():
         value = facts.get(f"{key}.{source}")

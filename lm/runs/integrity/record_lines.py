@@ -62,12 +62,16 @@ def check_records(folder: Path) -> None:
 
 
 def describe_lost_lines(
-    folder: Path, name: str, has_ended: bool = False, content: json_files.JsonLines | None = None
+    folder: Path,
+    name: str,
+    has_ended: bool = False,
+    content: json_files.JsonLines | None = None,
+    facts: Mapping | None = None,
 ) -> str:
     """Return a sentence about the damaged and the missing lines of a file, "" without any.
 
     has_ended: True for a run that has ended. Its last line cannot be unfinished. content: of the
-    file, None to read it.
+    file, None to read it. facts: content of facts.json, None to read it.
     """
     content, problems = content or json_files.read_file(folder / name), []
     damaged = content.corrupt_lines + [content.truncated_line] * (
@@ -78,7 +82,8 @@ def describe_lost_lines(
         more = f" and {len(damaged) - MAX_LISTED} more" if len(damaged) > MAX_LISTED else ""
         lines = f"line {numbers} is" if len(damaged) == 1 else f"lines {numbers}{more} are"
         problems.append(f"{lines} damaged and not used")
-    facts = json_files.read_optional_record(folder / "facts.json")
+    if facts is None:
+        facts = json_files.read_optional_record(folder / "facts.json")
     if n_missing := _n_missing(folder, name, facts):
         problems.append("1 line is missing" if n_missing == 1 else f"{n_missing} lines are missing")
     return f"{folder / name}: {', '.join(problems)}" if problems else ""

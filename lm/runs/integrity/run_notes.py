@@ -31,12 +31,13 @@ def describe_files(row: Mapping) -> list[str]:
     has_ended = row["status"] in records.TERMINAL_STATUSES
     has_checksums = row.get(record_checksums.VERSION) == record_checksums.FORMAT_VERSION
     has_lost_result = bool(stored_results.describe_missing_result(row))
+    run_id, facts = json_files.run_id(folder / "metrics.jsonl"), records.read_facts(folder)
     for name in json_files.FILES:
         if name == "evals.jsonl" and has_lost_result:  # described with its line
             continue
-        content = json_files.read_file(folder / name)
-        if sentence := record_lines.describe_lost_lines(folder, name, has_ended, content):
-            sentences.append(sentence)
+        content = json_files.parse_lines(filesystem.read_lines(folder / name), run_id)
+        if lost := record_lines.describe_lost_lines(folder, name, has_ended, content, facts):
+            sentences.append(lost)
         elif name == "metrics.jsonl" and "imported.from" in row:
             continue  # a published model was not trained here
         elif name == "metrics.jsonl" and row["status"] == "done" and has_checksums:

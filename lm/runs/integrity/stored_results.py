@@ -72,12 +72,21 @@ def describe_missing_result(row: Mapping) -> str:
     return f"{row['dir']} has no result and is excluded: {reason}. {remedy}"
 
 
+def valid_rows(rows: Iterable[dict], facts: Mapping) -> list[dict]:
+    """Return rows of evals.jsonl without the results that facts.json marks as invalid."""
+    invalid = facts.get("invalid_results", {})
+    return [drop_invalid(row, invalid) if invalid else row for row in rows]
+
+
 def drop_invalid(row: dict, invalid: Iterable[str]) -> dict:
-    """Return a row of evals.jsonl without the results named in `invalid`."""
-
-    def is_invalid(column: str) -> bool:
-        measure, dot, name = column.partition(".")
-        column = f"{measure.removesuffix('_se')}{dot}{name}"
-        return any(column == result or column.startswith(f"{result}.") for result in invalid)
-
-    return {key: value for key, value in row.items() if not is_invalid(key)}
+    """Return a row of evals.jsonl without the results named in `invalid`, and their errors."""
+    columns = set()
+    for result in invalid:
+        measure, dot, name = result.partition(".")
+        columns |= {result, f"{measure}_se{dot}{name}"}
+    prefixes = tuple(f"{column}." for column in columns)
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in columns and not key.startswith(prefixes)
+    }

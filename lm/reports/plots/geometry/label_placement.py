@@ -199,19 +199,22 @@ def _line_points(axes: Axes) -> np.ndarray:
         if isinstance(collection, LineCollection):
             transform = collection.get_transform()
             paths += [transform.transform(segment) for segment in collection.get_segments()]
-    points = [point for path in paths for point in _divide_path(path, axes.bbox.extents)]
-    return np.vstack(points) if points else np.zeros((0, 2))
+    starts_P2, ends_P2 = (
+        np.vstack([np.zeros((0, 2)), *(path[part] for path in paths)])
+        for part in (slice(-1), slice(1, None))
+    )
+    return _divide_segments(starts_P2, ends_P2, axes.bbox.extents)
 
 
-def _divide_path(path: np.ndarray, frame) -> list[np.ndarray]:
-    """Return arrays of points on the segments of a path inside the frame."""
-    low, high = np.array(frame[:2]), np.array(frame[2:])
-    parts = []
-    for start, end in zip(path[:-1], path[1:], strict=True):
-        start, end = np.clip(start, low - STEP, high + STEP), np.clip(end, low - STEP, high + STEP)
-        n = int(np.linalg.norm(end - start) / STEP) + 1
-        parts.append(start + np.linspace(0, 1, n, endpoint=False)[:, None] * (end - start))
-    return parts
+def _divide_segments(starts_P2: np.ndarray, ends_P2: np.ndarray, frame) -> np.ndarray:
+    """Return points [P, 2] on segments inside the frame, at most STEP apart, without the ends."""
+    low, high = np.array(frame[:2]) - STEP, np.array(frame[2:]) + STEP
+    starts_P2, ends_P2 = np.clip(starts_P2, low, high), np.clip(ends_P2, low, high)
+    n_P = (np.linalg.norm(ends_P2 - starts_P2, axis=1) / STEP).astype(int) + 1
+    index_P = np.arange(n_P.sum()) - np.repeat(n_P.cumsum() - n_P, n_P)
+    fractions_P = index_P * np.repeat(1 / n_P, n_P)
+    steps_P2 = np.repeat(ends_P2 - starts_P2, n_P, axis=0)
+    return np.repeat(starts_P2, n_P, axis=0) + fractions_P[:, None] * steps_P2
 
 
 def _line_pixels(line: Line2D) -> np.ndarray:
