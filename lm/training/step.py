@@ -174,7 +174,7 @@ def trainable_axes(run: schema.Run) -> tuple[dict, dict]:
 
 def step_inputs(run: schema.Run, device_mesh: jax.sharding.Mesh) -> optimizer.StepInputs:
     """Return the inputs of a run, for the functions of any run of the same shape."""
-    numbers = layer_loop.layer_numbers(run.model, mesh.device_platform(device_mesh))
+    numbers = layer_loop.make_layer_numbers(run.model, mesh.device_platform(device_mesh))
     return dataclasses.replace(optimizer_inputs(run), layer_numbers=numbers)
 
 

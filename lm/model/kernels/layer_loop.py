@@ -18,7 +18,7 @@ from lm.config import schema
 from lm.model.kernels import remat_policies
 
 
-def layer_numbers(model: schema.Model, platform: str) -> tuple[np.int32, ...]:
+def make_layer_numbers(model: schema.Model, platform: str) -> tuple[np.int32, ...]:
     """Return the layer numbers that a compiled function of a run needs as arguments.
 
     They are () for a loop over the layers, and on accelerators, where this was not measured.
