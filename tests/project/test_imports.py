@@ -121,12 +121,17 @@ def test_training_loads_no_package_that_a_new_run_does_not_need():
     assert not UNUSED_BEFORE_FIRST_STEP & {*packages}
 
 
-def test_new_run_reaches_its_first_step_without_heavy_packages(tmp_path, text_file):
+def test_new_run_reaches_its_first_step_without_heavy_packages(tmp_path):
+    (tmp_path / "text").mkdir()
+    for number in range(80):
+        lines = (f"Line {n} of a text, in document {number}.\n" for n in range(10))
+        (tmp_path / "text" / f"{number}.txt").write_text("".join(lines))
+    source = f"text:{tmp_path / 'text'}"
     flags = (
         f"--config={ROOT / 'configs' / 'base.py'}:10K",
         f"--config.dir={tmp_path / 'runs'}",
         f"--config.data.cache_dir={tmp_path / 'data'}",
-        f"--config.data.sources={json.dumps({f'text:{text_file}': 1.0})}",
+        f"--config.data.sources={json.dumps({source: 1.0})}",
     )
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_UNTIL_FIRST_STEP, *flags],
