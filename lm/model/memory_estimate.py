@@ -3,6 +3,7 @@
     estimate = memory_estimate.estimate_memory(run, n_devices=4, platform="cpu")
     estimate.params, estimate.optimizer, estimate.gradients, estimate.activations     # bytes
     memory_estimate.check_memory(run, 4, "cpu", available_bytes)      # raises schema.ConfigError
+    run = memory_estimate.resolve_layout(run, 4, "cpu")    # sets micro-batches and sharding rules
 
 The size of parameters and optimizer state is exact. Temporaries are within a factor of 2 of the
 values that the compilers of CPU, TPU and GPU report (experiments/LOG.md). On CPU they are within

@@ -130,6 +130,7 @@ def fit_to_devices(run: schema.Run, is_sharded_on_cpu: bool = False) -> schema.R
     n_devices = len(distributed.list_devices())
     batch_size = -(-run.data.batch_size // n_devices) * n_devices
     data = dataclasses.replace(run.data, batch_size=batch_size, batch_size_warmup="")
+    # Without the rule, the devices of a CPU share large models: memory_estimate.resolve_layout.
     return dataclasses.replace(run, mesh=schema.Mesh(rules={"embed": []}), data=data)
 
 

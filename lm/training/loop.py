@@ -272,7 +272,8 @@ def lower_steps(functions: step.TrainFunctions, max_steps: int) -> jax.stages.Lo
     """Return the lowered function of up to `max_steps` steps.
 
     Its arguments are the state, a list of `max_steps` batches, the number of steps, int32 [], and
-    the optimizer inputs. It returns the state and a list of `max_steps` metrics.
+    the inputs of the step. It returns the state and the metrics, which have a leading axis over the
+    steps if max_steps > 1. A list would need a kernel per step and metric.
     """
     key = functions.n_runs, max_steps
     if key not in functions.lowered:
@@ -318,7 +319,7 @@ def make_steps_call(
 def _compute_steps(
     compute_step: Callable, shardings: dict, state: dict, batches: list, n_steps: jax.Array, inputs
 ) -> tuple[dict, typing.Any]:
-    """Compute the first n_steps steps; the metrics of the other steps are 0."""
+    """Compute the first n_steps steps; the metrics of the other steps are 0. See lower_steps."""
     if len(batches) == 1:
         return compute_step(state, batches[0], inputs)
 
