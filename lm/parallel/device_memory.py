@@ -1,14 +1,18 @@
-"""Memory that a process can use on each of its devices, in bytes."""
+"""Memory that a process can use on each of its devices, in bytes, and memory of compilations."""
 
 import contextlib
 import ctypes
 import os
 import resource
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 MEMORY_GROUP = Path("/sys/fs/cgroup")
+THREADS = Path("/proc/self/task")
+COMPILER_NICENESS = 10  # of the threads that emit kernels, relative to those that generate code
 
 
 def available_bytes(mesh: jax.sharding.Mesh) -> float:
@@ -42,6 +46,65 @@ def release_free_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def limit_waiting_kernels() -> Iterator[None]:
+    """Reduce the memory of compilations on CPU. JAX must start its devices inside, Linux only.
+
+    One thread of XLA emits the kernels of a program, and a thread per core generates their code.
+    An emitted kernel needs about a MiB until its code exists. With equal priorities and two cores,
+    most kernels of a train step wait at the same time. A lower priority of the threads that emit
+    lets few of them wait, and a compilation takes the same time. The threads that emit belong to
+    JAX, or are those that call compile, see `lower_priority`.
+    """
+    names = _thread_names()
+    yield
+    # Threads that emit have no name of their own in JAX 0.10. tf_XLAEigen compute the steps.
+    started = {
+        thread
+        for thread, name in _thread_names().items()
+        if thread not in names and (name == "tf_XLACompile" or not name.startswith("tf_"))
+    }
+    if not started or jax.default_backend() != "cpu":
+        return
+    _start_code_generation()
+    for thread in started:
+        lower_priority(thread)
+
+
+def lower_priority(thread: int | None = None) -> None:
+    """Lower the priority of a thread with this id (default: the current thread), on Linux only."""
+    thread = threading.get_native_id() if thread is None else thread
+    if THREADS.exists():  # elsewhere the priority would be that of a process
+        with contextlib.suppress(OSError):  # the thread has ended
+            niceness = os.getpriority(os.PRIO_PROCESS, thread) + COMPILER_NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+
+
+def _thread_names() -> dict[int, str]:
+    """Return {id: name} of the threads of this process; {} if the system does not list them."""
+    names = {}
+    with contextlib.suppress(OSError):
+        for thread in THREADS.iterdir():
+            with contextlib.suppress(OSError):  # the thread has ended
+                names[int(thread.name)] = (thread / "comm").read_text().strip()
+    return names
+
+
+def _start_code_generation() -> None:
+    """Compile a program, because the first compilation starts the threads that generate code.
+
+    They have the priority of the thread that starts them. A stored program would start none, so
+    that this program is not stored.
+    """
+    setting = "jax_persistent_cache_min_compile_time_secs"
+    seconds = jax.config.values[setting]
+    jax.config.update(setting, float("inf"))
+    try:
+        jax.jit(lambda x: x + 1).lower(0).compile()
+    finally:
+        jax.config.update(setting, seconds)
 
 
 def _free_group_bytes() -> float:

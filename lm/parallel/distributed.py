@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.parallel import cluster, peer_connections
+from lm.parallel import cluster, device_memory, peer_connections
 from lm.runs import records
 
 EXIT_PEER_DIED = 125  # exit status after another process of the same run died
@@ -107,7 +107,8 @@ def list_devices() -> list:
     Raises ValueError if JAX finds no device of the platforms that JAX_PLATFORMS names.
     """
     try:
-        return jax.devices()
+        with device_memory.limit_waiting_kernels():
+            return jax.devices()
     except (RuntimeError, AssertionError) as error:  # an AssertionError has no message
         platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = str(error).strip().partition("\n")[0][:200] or "no platform is available"

@@ -1,12 +1,18 @@
 """The free memory of a process is that of the machine, its container and its limits."""
 
+import concurrent.futures
+import os
 import pathlib
 import resource
+import subprocess
 import sys
+import threading
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from lm.parallel import device_memory
+from lm.parallel import device_memory, distributed
 
 GROUP_FILES = {
     "memory.max": "5000000\n",
@@ -71,3 +77,51 @@ def test_free_memory_is_returned_to_the_system():
 def test_c_library_without_malloc_trim_is_accepted(monkeypatch):
     monkeypatch.setattr(device_memory.ctypes, "CDLL", lambda name: object())
     device_memory.release_free_memory()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs priorities of threads")
+def test_threads_that_generate_code_have_priority(tmp_path):
+    settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_NUM_CPU_DEVICES": "2"}
+    run = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, **settings, "XLA_FLAGS": ""},  # the tests have another code generator
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not run.returncode, run.stderr[-2000:]
+
+
+def _check_priorities() -> None:
+    """Compile a program of many kernels in a new process. Check the priorities of its threads."""
+    niceness = os.nice(0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    devices = distributed.list_devices()
+    assert devices[0].platform == "cpu"
+    # A stored program would start no threads.
+    assert not os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    lowered = jax.jit(lambda xs: [jnp.sin(x) * x for x in xs]).lower(
+        [jnp.zeros((8, i)) for i in range(2, 42)]
+    )
+    with concurrent.futures.ThreadPoolExecutor(initializer=device_memory.lower_priority) as pool:
+        pool.submit(lowered.compile).result()
+        priorities = {
+            int(stat.parent.name): os.getpriority(os.PRIO_PROCESS, int(stat.parent.name))
+            for stat in device_memory.THREADS.glob("*/stat")
+        }
+        seconds = {thread: _processor_ticks(thread) for thread in priorities}
+    others = [thread for thread in seconds if thread != threading.get_native_id()]
+    generating = max(others, key=seconds.__getitem__)
+    assert priorities[generating] == priorities[threading.get_native_id()] == niceness
+    names = device_memory._thread_names()
+    lowered_threads = {t for t, p in priorities.items() if p == niceness + 10}
+    assert lowered_threads and not any(names.get(t) == "tf_XLAEigen" for t in lowered_threads)
+
+
+def _processor_ticks(thread: int) -> int:
+    fields = (device_memory.THREADS / str(thread) / "stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+if __name__ == "__main__":
+    _check_priorities()

@@ -1,10 +1,10 @@
-"""Compilation of the functions of a run: parallel on accelerators, in order of use on CPU.
+"""Compilation of the functions of a run in parallel.
 
     lowered = {run.data.batch_size: loop.lower_steps(functions, n_steps)}
     compiled, compile_score, init = compilation.compile_all(functions, lowered, is_fresh=True)
 
-On CPU a compilation uses all cores and hundreds of MiB, so that parallel compilations would only
-increase the peak of the memory.
+On CPU the second half of a compilation uses all cores. In its first half, which uses one core, the
+program of the initial state is compiled.
 """
 
 import concurrent.futures
@@ -23,21 +23,19 @@ def compile_all(
     """Return the compiled functions (steps, compile_score, init).
 
     steps: results of loop.lower_steps, by batch size. is_fresh: True if the run starts at step 0;
-    otherwise init is not compiled. On accelerators all are compiled in parallel, because one
-    compilation does not use all cores. On CPU init follows the step, whose compilation would share
-    its memory. compile_score() returns the compiled score. On CPU it compiles at its first call, so
-    that the first step comes sooner. An error of shapes is raised before, because score is lowered.
+    otherwise init is not compiled. compile_score() returns the compiled score. On CPU it compiles
+    at its first call, so that the first step comes sooner. An error of shapes is raised before,
+    because score is lowered.
     """
     is_cpu = mesh.device_platform(functions.mesh) == "cpu"
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    initializer = device_memory.lower_priority if is_cpu else None
+    with concurrent.futures.ThreadPoolExecutor(initializer=initializer) as pool:
         compiled_steps = {size: pool.submit(low.compile) for size, low in steps.items()}
         lowered_init = functions.init.lower(0) if is_fresh else None
+        compiled_init = pool.submit(lowered_init.compile) if lowered_init else None
         lowered_score = _lower_score(functions)
-        if is_cpu:
-            concurrent.futures.wait(compiled_steps.values())
-            device_memory.release_free_memory()
         score = pool.submit(lowered_score.compile).result if not is_cpu else None
-        init = pool.submit(lowered_init.compile).result() if lowered_init else functions.init
+        init = compiled_init.result() if compiled_init else functions.init
         results = {size: compiled.result() for size, compiled in compiled_steps.items()}
     device_memory.release_free_memory()
     return results, score or _compile_late(lowered_score), init
