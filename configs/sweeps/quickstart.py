@@ -8,8 +8,11 @@ are never trained on. The largest run is predicted before it starts.
 Hardware and time: four to seven minutes on two CPU cores.
 """
 
+from lm.config import model_sizes
+
 from configs import base
 
+TOKENS = 900_000  # of each size: half of those of base.py, so that all sizes take minutes
 SIZES = ("10K", "25K", "60K", "100K", "150K", "250K", "600K")
 SKILLS = ("copy", "upper", "reverse", "sort", "recall", "brackets", "addition", "translate")
 TASKS = (
@@ -26,5 +29,6 @@ def get_sweep():
         run.data.sources = {"code": 0.3, "docs": 0.3, "tasks:" + "+".join(SKILLS): 0.4}
         run.eval.n_sequences = 1024
         run.eval.tasks = " ".join(TASKS)
+        run.steps = model_sizes.steps_for_budget(run, tokens=TOKENS)
         run.is_prediction_target = size == SIZES[-1]
         yield run
