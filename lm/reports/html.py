@@ -229,15 +229,20 @@ def _sort_key(value) -> float | str:
 
 
 def html_figure(
-    figure: Figure, files: str = "", text: str = "", is_large: bool = False, omitted: str = ""
+    figure: Figure,
+    files: str = "",
+    text: str = "",
+    is_large: bool = False,
+    omitted: str = "",
+    svg: str = "",
 ) -> Markup:
     """Return a figure as inline SVG. The caption of the figure becomes HTML text.
 
     files: path without suffix of the PNG and SVG to link to, "" for no links. text: sentences about
     the result, above the caption. is_large: show the figure alone in its line. omitted: sentence of
-    the caption that the page has elsewhere.
+    the caption that the page has elsewhere. svg: see `inline_svg.to_inline_svgs`.
     """
-    svgs, caption = inline_svg.to_inline_svgs(figure)
+    svgs, caption = inline_svg.to_inline_svgs(figure, svg)
     heading = figure.get_suptitle()
     titles = [_panel_title(panel[0], heading) for panel in inline_svg.panel_axes(figure)]
     if not heading:

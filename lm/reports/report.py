@@ -13,6 +13,7 @@ from lm.config import run_files
 from lm.reports import device_cost, figures, html, summary, task_trends
 from lm.reports.audit import prediction_chain, prediction_results
 from lm.reports.plots import elements, explanations, style
+from lm.reports.plots.geometry import inline_svg
 from lm.reports.sections import (
     cost_section,
     law_section,
@@ -55,15 +56,15 @@ def write_summary(
     groups = report_sections.FIGURES
     ability_figures = {*groups["abilities"], *groups["flat abilities"]}
     for name, (figure, meta) in drawn.items():
+        svg = inline_svg.render_svg(figure, meta)
         if not refresh:
-            style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta)
+            style.save_figure(figure, sweep.path / run_files.FIGURES / name, meta, svg)
         files = "" if refresh else f"{run_files.FIGURES}/{name}"
         has_interval = sweep.fit is not None and bool(sweep.fit.ensemble)
         text = explanations.explain_figure(name, sweep.fit is not None, has_interval)
         is_large = name == report_sections.main_figure(drawn)
-        figure_elements[name] = html.html_figure(
-            figure, files, text, is_large, shared_note if name in ability_figures else ""
-        )
+        omitted = shared_note if name in ability_figures else ""
+        figure_elements[name] = html.html_figure(figure, files, text, is_large, omitted, svg)
     results = prediction_results.load_prediction_results(sweep.path, sweep.rows)
     prediction_results.write_results(sweep.path, results)
     long_tables.write_runs(sweep.path, sweep.rows)

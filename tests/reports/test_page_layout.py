@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_page_has_no_clipped_or_overlapping_text(tmp_path, monkeypatch):
     """The sweep has a failed run and a long name, which widen its tables."""
-    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
+    monkeypatch.setattr(style, "save_figure", lambda *_: [])
     status = {"60K": ("failed", "RESOURCE_EXHAUSTED:" + "x" * 300)}
     folder = made_up_sweep.sweep(tmp_path, status=status)
     page = report.write_report(folder)
@@ -66,7 +66,7 @@ def test_cut_tiny_and_covered_text_of_figures_is_reported(tmp_path):
     "archive", ["ability_ladder", "real_ladder", "tune", "tune_check", "recipes/base"]
 )
 def test_pages_of_archives_have_no_clipped_or_overlapping_text(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
+    monkeypatch.setattr(style, "save_figure", lambda *_: [])
     folder = shutil.copytree(ARCHIVES / archive, tmp_path / pathlib.Path(archive).name)
     faults = chromium.layout_faults(report.write_report(folder), tmp_path)
     assert not any(faults.values()), faults
@@ -77,7 +77,7 @@ def test_pages_of_archives_have_no_clipped_or_overlapping_text(archive, tmp_path
     "case", ["single", "two", "unfinished", "side by side", "rates", "isoflop"]
 )
 def test_pages_of_unusual_sweeps_have_no_layout_faults(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
+    monkeypatch.setattr(style, "save_figure", lambda *_: [])
     sweep = made_up_sweep.sweep
     if case == "side by side":
         folders = [sweep(tmp_path, "first"), sweep(tmp_path, "second", noise=0.004, miss=0.05)]

@@ -46,7 +46,7 @@ def no_forecasts(monkeypatch):
 @pytest.fixture
 def page_only(no_forecasts, monkeypatch):
     """Write neither the files of figures nor forecasts."""
-    monkeypatch.setattr(style, "save_figure", lambda figure, stem, meta: [])
+    monkeypatch.setattr(style, "save_figure", lambda *_: [])
 
 
 @pytest.fixture

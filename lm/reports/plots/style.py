@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from lm.reports.plots.geometry import label_placement
+from lm.reports.plots.geometry import inline_svg, label_placement
 from lm.runs import filesystem, records
 
 # Theme: name of a color -> hex code. A color has one meaning: "accent", "soft" mark a prediction,
@@ -198,8 +198,12 @@ def compute_layout(figure: Figure) -> None:
 
 
 def freeze_layout(figure: Figure) -> None:
-    """Remove the layout engine, because a second layout takes as long as drawing the figure."""
+    """Keep the positions of panels and axis labels, which each drawing would compute again."""
     figure.set_layout_engine(None)  # the engine "none" would make savefig draw the figure twice
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            position = axis.label.get_transform().transform(axis.label.get_position())
+            axis.set_label_coords(*axes.transAxes.inverted().transform(position))
 
 
 def log_x(axes: Axes, format_tick) -> None:
@@ -359,23 +363,20 @@ def hash_data(value) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def save_figure(figure: Figure, stem, meta: dict) -> list[pathlib.Path]:
+def save_figure(figure: Figure, stem, meta: dict, svg: str = "") -> list[pathlib.Path]:
     """Write STEM.png and STEM.svg. Return their two paths.
 
     meta: plain data that is stored in both files. The files contain no dates and no random ids, so
-    the same figure always gives the same bytes.
+    the same figure always gives the same bytes. svg: result of `inline_svg.render_svg` with this
+    metadata, if the figure is already drawn.
     """
     stem = filesystem.open_path(stem)
-    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
-    metadata = {"Description": json.dumps(meta, sort_keys=True)}
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
     file = io.BytesIO()
-    figure.savefig(file, dpi=200, format="png", metadata=metadata)
-    filesystem.write_file(png, file.getvalue())
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lm"}):
-        figure.savefig(text, format="svg", metadata=metadata | {"Date": None})
-    filesystem.write_file(svg, text.getvalue())
-    return [png, svg]
+    figure.savefig(file, dpi=200, format="png", metadata=inline_svg.file_metadata(meta))
+    filesystem.write_file(paths[0], file.getvalue())
+    filesystem.write_file(paths[1], svg or inline_svg.render_svg(figure, meta))
+    return paths
 
 
 def read_figure_metadata(path) -> dict:

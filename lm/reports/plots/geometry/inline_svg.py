@@ -1,14 +1,16 @@
-"""Figures as SVG elements of an HTML page.
+"""Figures as SVG files, and as SVG elements of an HTML page.
 
-    svgs, caption = inline_svg.to_inline_svgs(figure)     # one element per panel
+    svg = inline_svg.render_svg(figure)                        # text of a file
+    svgs, caption = inline_svg.to_inline_svgs(figure, svg)     # one element per panel
 
-Text is stored as text and uses the font of the page. Colors become CSS variables, --c and six hex
-digits, so that the page can switch to the dark theme. The id "tip:TEXT" of a marker becomes its
-<title>. All text is escaped. Coordinates have two decimals. Markers and lines of one look that
-follow each other share their style.
+Text is stored as text. In a page it has the font of the page, and figures have no background.
+Colors become CSS variables, --c and six hex digits, so that the page can switch to the dark theme.
+The id "tip:TEXT" of a marker becomes its <title>. All text is escaped. Coordinates have two
+decimals. Markers and lines of one look that follow each other share their style.
 """
 
 import io
+import json
 import re
 
 import matplotlib
@@ -18,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 PADDING = 0.04  # inches around a figure or panel
+# Parts of a file that its page does not show: the background of figure and panels, the caption.
+OMITTED = re.compile(r'\n *<g id="(?:background_\d+|caption)">.*?</g>', re.DOTALL)
 AXES_GROUP = re.compile(r'\n  <g id="(axes_\d+)">.*?\n  </g>', re.DOTALL)
 COORDINATES = re.compile(r'<(?:path d|use xlink:href="[^"]*" x)="[^"]*"(?: y="[^"]*")?')
 LONG_DECIMALS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is invisible
@@ -33,19 +37,36 @@ LINES = re.compile(
 )
 
 
-def to_inline_svgs(figure: Figure) -> tuple[list[str], str]:
+def render_svg(figure: Figure, meta: dict | None = None) -> str:
+    """Return a figure as SVG. meta: plain data that it stores. Equal figures give equal text."""
+    figure.patch.set_gid("background_0")
+    for i, axes in enumerate(figure.axes):
+        axes.patch.set_gid(f"background_{i + 1}")
+    for text in figure.texts:
+        if text.get_text() == figure.get_supxlabel():
+            text.set_gid("caption")
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
+        figure.savefig(file, format="svg", metadata=file_metadata(meta) | {"Date": None})
+    return file.getvalue()
+
+
+def file_metadata(meta: dict | None) -> dict[str, str | None]:
+    """Return the metadata of a file for savefig. meta: plain data."""
+    return {} if meta is None else {"Description": json.dumps(meta, sort_keys=True)}
+
+
+def to_inline_svgs(figure: Figure, svg: str = "") -> tuple[list[str], str]:
     """Return (SVG elements for an HTML page, caption). Remove the caption from the figure.
 
     A figure with a title above its panels gives an element per panel, all of the same size, so that
-    the page can arrange them. Other figures give one element.
+    the page can arrange them. Other figures give one element. svg: result of `render_svg`, if the
+    figure is already drawn.
     """
+    svg = OMITTED.sub("", svg or render_svg(figure))
     caption = " ".join(figure.get_supxlabel().split())
     figure.supxlabel("")
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm"}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = _compact_svg(file.getvalue())
-    svg = svg[svg.index("<svg") :]
+    svg = _compact_svg(svg[svg.index("<svg") :])
     if not figure.get_suptitle():
         return [_clean_svg(_crop(svg, figure, figure.get_tightbbox().padded(PADDING)))], caption
     head = svg[: svg.index(">") + 1]

@@ -3,6 +3,8 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 from lm.reports.plots import style
 from lm.reports.plots.geometry import inline_svg
 
@@ -29,6 +31,30 @@ def test_inline_figure_is_valid_xml_and_escapes_text():
     assert hostile in texts and titles == [hostile]
     assert not [element for element in root.iter() if element.tag.endswith("script")]
     assert caption == f"n = 1 run of {hostile}." and caption not in texts
+
+
+def test_page_and_file_show_the_same_drawing():
+    figure = toy_figure()
+    file = inline_svg.render_svg(figure, {"runs": 1})
+    paper = f"fill: {style.LIGHT['paper']}"
+    assert file.count(paper) > 1 and "n = 1 run of a name." in file  # a label has a background too
+    (from_file,), caption = inline_svg.to_inline_svgs(figure, file)
+    (drawn_again,), _ = inline_svg.to_inline_svgs(toy_figure())
+    assert from_file == drawn_again and caption == "n = 1 run of a name."
+    assert from_file.count(f"--c{style.LIGHT['paper'][1:]}") == file.count(paper) - 2
+    assert caption not in from_file
+
+
+def test_axis_labels_have_the_same_distance_at_every_resolution():
+    figure = toy_figure()
+    gaps = []
+    for dpi in (72, 100, 300):
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).draw()
+        axis = figure.axes[0].yaxis
+        left = min(tick.get_window_extent().x0 for tick in axis.get_ticklabels())
+        gaps.append((left - axis.label.get_window_extent().x1) / dpi)
+    assert 0.02 < min(gaps) and max(gaps) - min(gaps) < 0.02  # inches
 
 
 def test_many_markers_and_lines_are_short_in_a_page():
