@@ -112,6 +112,7 @@ def test_selected_parts_include_what_they_need():
         accelerator.check_parts(["train-2B"])
 
 
+@pytest.mark.slow
 def test_command_of_a_part_prints_one_object(tmp_path):
     command = accelerator.part_command("torch", str(tmp_path), True)
     result = accelerator.run_part(command, 100.0, dict(os.environ))

@@ -79,6 +79,7 @@ def test_c_library_without_malloc_trim_is_accepted(monkeypatch):
     device_memory.release_free_memory()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs priorities of threads")
 def test_threads_that_generate_code_have_priority(tmp_path):
     settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_NUM_CPU_DEVICES": "2"}

@@ -121,6 +121,7 @@ def test_training_loads_no_package_that_a_new_run_does_not_need():
     assert not UNUSED_BEFORE_FIRST_STEP & {*packages}
 
 
+@pytest.mark.slow
 def test_new_run_reaches_its_first_step_without_heavy_packages(tmp_path):
     (tmp_path / "text").mkdir()
     for number in range(80):

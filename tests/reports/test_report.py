@@ -353,7 +353,10 @@ def test_damaged_runs_are_named_and_others_shown(tmp_path, page_only, monkeypatc
     assert "30K missing" not in text and "L(N) =" in text
 
 
-@pytest.mark.parametrize("n_runs, status", [(0, ""), (1, ""), (1, "running"), (3, "failed")])
+@pytest.mark.parametrize(
+    "n_runs, status",
+    [(0, ""), (1, ""), pytest.param(1, "running", marks=pytest.mark.slow), (3, "failed")],
+)
 def test_page_of_few_runs_never_shows_nan(tmp_path, page_only, n_runs, status):
     """The sweep has n runs, of which the last has `status`; the prediction has no interval."""
     sizes = list(made_up_sweep.SIZES)

@@ -32,10 +32,10 @@ def make_gradient(model: schema.Model) -> tuple:
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"remat": "elementwise"},
         {"sliding_window": 8, "full_attention_interval": 2},
-        {"n_experts": 4, "d_expert": 8},
+        pytest.param({"n_experts": 4, "d_expert": 8}, marks=pytest.mark.slow),
     ],
 )
 def test_layer_numbers_do_not_change_a_bit(fields):
