@@ -5,13 +5,13 @@
 Two fifths of the text are synthetic tasks (lm/data/sources/synthetic_tasks.py). Evaluation examples
 are never trained on. The largest run is predicted before it starts.
 
-Hardware and time: four minutes on two idle CPU cores without AVX-512.
+Hardware and time: four to six minutes on two CPU cores without AVX-512.
 """
 
 from configs import base
 from lm.config import model_sizes
 
-TOKENS = 900_000  # of each size: half of those of base.py, so that all sizes take minutes
+TOKENS = 900_000  # of each size: half of those of base.py, so that the sweep takes minutes
 SIZES = ("10K", "25K", "60K", "100K", "150K", "250K", "600K")
 SKILLS = ("copy", "upper", "reverse", "sort", "recall", "brackets", "addition", "translate")
 TASKS = (

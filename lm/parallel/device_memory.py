@@ -50,17 +50,18 @@ def release_free_memory() -> None:
 
 @contextlib.contextmanager
 def limit_waiting_kernels() -> Iterator[None]:
-    """Reduce the memory of compilations on CPU. JAX must start its devices inside, Linux only.
+    """Reduce the memory of compilations on CPU. JAX must start its devices in this context.
 
-    One thread of XLA emits the kernels of a program, and a thread per core generates their code.
-    An emitted kernel needs about a MiB until its code exists. With equal priorities and two cores,
-    most kernels of a train step wait at the same time. A lower priority of the threads that emit
-    lets few of them wait, and a compilation takes the same time. The threads that emit belong to
-    JAX, or are those that call compile, see `lower_priority`.
+    One thread of XLA emits the kernels of a program, and a thread per core lowers them and
+    generates their code. An emitted kernel needs about a MiB until it is lowered. With equal
+    priorities and two cores, most kernels of a train step wait at the same time. Fewer wait if the
+    thread that emits has a lower priority, and a compilation takes the same time. In JAX 0.10 this
+    thread belongs to JAX. In JAX 0.12 it is the thread that compiles, see `lower_priority`. Without
+    effect on other systems than Linux.
     """
     names = _thread_names()
     yield
-    # Threads that emit have no name of their own in JAX 0.10. tf_XLAEigen compute the steps.
+    # JAX 0.10 does not name the threads that emit. The threads tf_XLAEigen compute the steps.
     started = {
         thread
         for thread, name in _thread_names().items()
@@ -74,7 +75,7 @@ def limit_waiting_kernels() -> Iterator[None]:
 
 
 def lower_priority(thread: int | None = None) -> None:
-    """Lower the priority of a thread with this id (default: the current thread), on Linux only."""
+    """Lower the priority of a thread on Linux. thread: its id; None is the current thread."""
     thread = threading.get_native_id() if thread is None else thread
     if THREADS.exists():  # elsewhere the priority would be that of a process
         with contextlib.suppress(OSError):  # the thread has ended
@@ -95,8 +96,8 @@ def _thread_names() -> dict[int, str]:
 def _start_code_generation() -> None:
     """Compile a program, because the first compilation starts the threads that generate code.
 
-    They have the priority of the thread that starts them. A stored program would start none, so
-    that this program is not stored.
+    They have the priority of the thread that starts them. A program from the cache would start
+    none, so this program is never stored.
     """
     setting = "jax_persistent_cache_min_compile_time_secs"
     seconds = jax.config.values[setting]

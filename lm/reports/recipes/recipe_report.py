@@ -18,6 +18,7 @@ from lm.laws import run_table
 from lm.laws.recipe_comparison import decision_cost, paired_runs, recipe_verdict
 from lm.reports import html, paired_errors
 from lm.reports.plots import recipe_multiplier, style
+from lm.reports.plots.geometry import inline_svg
 from lm.reports.recipes import task_differences
 from lm.runs import filesystem, provenance, records
 
@@ -152,12 +153,13 @@ def write_comparison_page(
         "comparison": style.hash_data(comparison.to_dict()),
         "code": provenance.code_hash(__name__),
     }
-    style.save_figure(figure, folder / "multiplier", meta)
+    svg = inline_svg.render_svg(figure, meta)
+    style.save_figure(figure, folder / "multiplier", meta, svg)
     lines = report.lines()
     sections = {
         "Comparison": html.join_html(
             [
-                html.html_figure(figure, "multiplier"),
+                html.html_figure(figure, "multiplier", svg=svg),
                 *(html.paragraph(line) for line in lines),
                 html.html_table([_size_row(comparison, size) for size in comparison.sizes]),
             ]

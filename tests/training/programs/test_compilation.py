@@ -1,9 +1,13 @@
 """Compilation of the functions of a run."""
 
 import dataclasses
+import os
+import sys
+import threading
 
 import jax
 import numpy as np
+import pytest
 
 from lm.config import schema
 from lm.parallel import mesh
@@ -42,3 +46,30 @@ def test_cpu_lowers_score_early_and_compiles_it_once_late(tiny):
         (nats, _), (same_nats, _) = (compile_score()(params, batch) for _ in range(2))
     assert (counting.n_lowered, counting.n_compiled) == (1, 1)
     assert nats.shape == shapes["segments"].shape and np.array_equal(nats, same_nats)
+
+
+class Lowered:
+    """A lowered program in place of that of the steps or of init, whose compile is a function."""
+
+    def __init__(self, compile):
+        self.compile = compile
+
+    def lower(self, seed):
+        return self
+
+
+def test_init_is_compiled_during_the_step(tiny):
+    init_started = threading.Event()
+    functions = step.build_train_functions(tiny, mesh.make_mesh(schema.Mesh()))
+    functions = dataclasses.replace(functions, init=Lowered(init_started.set))
+    steps = {8: Lowered(lambda: init_started.wait(60))}
+    programs, _, _ = compilation.compile_all(functions, steps, is_fresh=True)
+    assert programs[8] is True
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs priorities of threads")
+def test_thread_that_compiles_has_a_lower_priority(tiny):
+    functions = step.build_train_functions(tiny, mesh.make_mesh(schema.Mesh()))
+    priority = Lowered(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    programs, _, _ = compilation.compile_all(functions, {8: priority}, is_fresh=False)
+    assert programs[8] == min(os.nice(0) + 10, 19)

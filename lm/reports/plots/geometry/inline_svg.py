@@ -1,6 +1,6 @@
 """Figures as SVG files, and as SVG elements of an HTML page.
 
-    svg = inline_svg.render_svg(figure)                        # text of a file
+    svg = inline_svg.render_svg(figure, {"figure": "loss"})    # text of a file
     svgs, caption = inline_svg.to_inline_svgs(figure, svg)     # one element per panel
 
 Text is stored as text. In a page it has the font of the page, and figures have no background.
@@ -37,7 +37,7 @@ LINES = re.compile(
 )
 
 
-def render_svg(figure: Figure, meta: dict | None = None) -> str:
+def render_svg(figure: Figure, meta: dict) -> str:
     """Return a figure as SVG. meta: plain data that it stores. Equal figures give equal text."""
     figure.patch.set_gid("background_0")
     for i, axes in enumerate(figure.axes):
@@ -51,9 +51,9 @@ def render_svg(figure: Figure, meta: dict | None = None) -> str:
     return file.getvalue()
 
 
-def file_metadata(meta: dict | None) -> dict[str, str | None]:
+def file_metadata(meta: dict) -> dict[str, str | None]:
     """Return the metadata of a file for savefig. meta: plain data."""
-    return {} if meta is None else {"Description": json.dumps(meta, sort_keys=True)}
+    return {"Description": json.dumps(meta, sort_keys=True)}
 
 
 def to_inline_svgs(figure: Figure, svg: str = "") -> tuple[list[str], str]:
@@ -63,7 +63,7 @@ def to_inline_svgs(figure: Figure, svg: str = "") -> tuple[list[str], str]:
     the page can arrange them. Other figures give one element. svg: result of `render_svg`, if the
     figure is already drawn.
     """
-    svg = OMITTED.sub("", svg or render_svg(figure))
+    svg = OMITTED.sub("", svg or render_svg(figure, {}))
     caption = " ".join(figure.get_supxlabel().split())
     figure.supxlabel("")
     svg = _compact_svg(svg[svg.index("<svg") :])
