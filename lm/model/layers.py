@@ -76,9 +76,12 @@ class RMSNorm(nnx.Module):
         self.scale, self.eps = nnx.Param(jnp.ones(shape), out_sharding=names), eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y, axes = x.astype(jnp.float32), tuple(range(-self.scale[...].ndim, 0))
+        return remat_policies.recompute(self._normalize)(x, self.scale[...])
+
+    def _normalize(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        y, axes = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
+        return (y * scale).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -92,10 +95,13 @@ class LayerNorm(nnx.Module):
         self.bias = bias(names, shape)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y, axes = x.astype(jnp.float32), tuple(range(-self.scale[...].ndim, 0))
+        return remat_policies.recompute(self._normalize)(x, self.scale[...], self.bias[...])
+
+    def _normalize(self, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        y, axes = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
         y = y - jnp.mean(y, axis=axes, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + self.eps)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (y * scale + bias).astype(x.dtype)
 
 
 def make_norm(
@@ -198,16 +204,13 @@ _project_to_float32 = jax.custom_vjp(_contract_in_float32, nondiff_argnums=(3,))
 _project_to_float32.defvjp(_project_to_float32_forward, _project_to_float32_backward)
 
 
-@jax.checkpoint
-def swiglu(gate, up) -> jax.Array:
-    """Return silu(gate) * up. The backward pass recomputes it, which stores two arrays less."""
-    return jax.nn.silu(gate) * up
-
-
-@jax.checkpoint
-def geglu(gate, up) -> jax.Array:
-    """Return gelu(gate) * up, with the tanh formula of GELU. The backward pass recomputes it."""
-    return jax.nn.gelu(gate, approximate=True) * up
+def activate(kind: str, inputs: tuple[jax.Array, ...]) -> jax.Array:
+    """Return the activation of an MLP. kind: model.mlp. inputs: (gate, up) if gated, else (up,)."""
+    *gate, up = inputs
+    if gate:
+        is_gelu = kind == "gated_gelu"
+        return (jax.nn.gelu(*gate, approximate=True) if is_gelu else jax.nn.silu(*gate)) * up
+    return jax.nn.gelu(up, approximate=kind == "gelu")
 
 
 class MLP(nnx.Module):
@@ -235,13 +238,15 @@ class MLP(nnx.Module):
         dtype = self.gradient_dtype
         up_BTF = add_bias(project_shared(x_BTD, self.up[...], dtype), self.up_bias)
         up_BTF = remat_policies.name_activation(up_BTF, "up")
-        if self.gate is None:
-            y_BTF = jax.nn.gelu(up_BTF, approximate=self.kind == "gelu")
-        else:
+        inputs = (up_BTF,)
+        if self.gate is not None:
             gate_BTF = add_bias(project_shared(x_BTD, self.gate[...], dtype), self.gate_bias)
-            gate_BTF = remat_policies.name_activation(gate_BTF, "gate")
-            activate = swiglu if self.kind == "gated" else geglu
-            y_BTF = activate(gate_BTF, up_BTF)
-        y_BTF = self.rules.constrain(y_BTF, "batch", "length", "mlp")
-        y_BTD = add_bias(project(y_BTF, self.down[...], dtype), self.down_bias)
+            inputs = (remat_policies.name_activation(gate_BTF, "gate"), up_BTF)
+
+        def project_down(inputs, down_FD):
+            y_BTF = self.rules.constrain(activate(self.kind, inputs), "batch", "length", "mlp")
+            return project(y_BTF, down_FD, dtype)
+
+        y_BTD = remat_policies.recompute(project_down)(inputs, self.down[...])
+        y_BTD = add_bias(y_BTD, self.down_bias)
         return remat_policies.name_activation(y_BTD, "mlp_output")

@@ -7,7 +7,7 @@
 
 The size of parameters and optimizer state is exact. Temporaries are within a factor of 2 of the
 values that the compilers of CPU, TPU and GPU report (experiments/LOG.md). On CPU they are within
-15% for a dense float32 model without a loop over layers.
+15% for most dense float32 models.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ SECOND_MOMENTS = {"adamw": 1, "lion": 0, "muon": 0}  # per weight; muon: per wei
 TEMPORARIES_FACTOR = 3
 # Defaults on CPU, see resolve_layout: activations of a micro-batch per device, and parameters.
 MAX_ACTIVATION_BYTES, SHARDED_STATE = 64 * 2**20, 8e6
+STATE_BYTES = 4 * FLOAT32  # per parameter: weight, gradient and two moments
 
 
 @dataclasses.dataclass
@@ -103,7 +104,8 @@ def resolve_layout(run: schema.Run, n_devices: int, platform: str) -> schema.Run
 
     A value that the config sets is kept. On CPU, the default of optim.grad_accumulation_steps is
     the smallest power of two for which the activations of a micro-batch need at most
-    MAX_ACTIVATION_BYTES per device, if there are enough rows. The devices of a CPU share the state
+    MAX_ACTIVATION_BYTES per device, or no more than STATE_BYTES per parameter, if there are enough
+    rows. The devices of a CPU share the state
     of a model of more than SHARDED_STATE parameters; each of them would have its own copy
     otherwise. On accelerators the memory of devices does not add up, and the defaults are one
     micro-batch and no sharding.
@@ -120,7 +122,9 @@ def resolve_layout(run: schema.Run, n_devices: int, platform: str) -> schema.Run
     shapes = ShardedShapes(run, n_devices, platform)
     first = batch_size_schedule.BatchSizeSchedule.from_config(run.data).stages[0].batch_size
     n_rows, n = first // shapes.shard_count("batch"), 1
-    while n_rows % (2 * n) == 0 and activation_bytes(run, shapes, []) > MAX_ACTIVATION_BYTES:
+    n_parameters = model_sizes.count_parameters(run.model)["total"] / shapes.shard_count("embed")
+    max_bytes = max(MAX_ACTIVATION_BYTES, STATE_BYTES * n_parameters)
+    while n_rows % (2 * n) == 0 and activation_bytes(run, shapes, []) > max_bytes:
         n *= 2
         run = _set_micro_batches(run, n)
         shapes = ShardedShapes(run, n_devices, platform)
@@ -257,8 +261,11 @@ def activation_bytes(run: schema.Run, shapes: ShardedShapes, weights: list[Weigh
     gathered = 2 * value_bytes * sum(layer_sizes) / model.n_layers
     gathered += (value_bytes + FLOAT32) * max(table_sizes, default=0)
     if _has_counted_arrays(run, shapes):
-        if remat_policies.is_unrolled(model):  # the gathered weights serve the whole step
-            gathered = FLOAT32 * sum(map(shapes.gathered_size, gathered_weights))
+        if remat_policies.is_unrolled(model):
+            # The gathered weights serve the whole step, those of attention in two layouts.
+            attention_weights = [w for w in gathered_weights if "d_head" in w.names]
+            twice = gathered_weights + attention_weights
+            gathered = FLOAT32 * sum(map(shapes.gathered_size, twice))
         return _counted_bytes(run, shapes) + gathered
     return model.n_layers * stored + layer + max(logits, gathered) + gathered
 
@@ -276,10 +283,9 @@ def _counted_bytes(run: schema.Run, shapes: ShardedShapes) -> float:
     """Return the bytes of the activations of one device that XLA needs on CPU.
 
     The arrays were counted in the schedules of compiled steps. Most memory is in use at the
-    gradient of the loss, or with model.remat in the backward pass of the last MLP. Without
-    model.remat, XLA computes transposed inputs of weight gradients in the forward pass, and stores
-    them; without a loop over layers, also the sigmoid of the MLP. A loop copies the arrays of one
-    layer.
+    gradient of the loss, or in the backward pass of the last MLP. Without model.remat, XLA computes
+    transposed inputs of weight gradients in the forward pass, and stores them. A loop copies the
+    arrays of one layer.
     """
     model, n_tokens, is_stored = run.model, shapes.n_tokens, run.model.remat == "none"
     is_loop = not remat_policies.is_unrolled(model)
@@ -291,17 +297,16 @@ def _counted_bytes(run: schema.Run, shapes: ShardedShapes) -> float:
     n_up = 2 if model_sizes.is_gated(model) else 1
     logits = n_tokens * model.vocab_size / shapes.shard_count("vocab") / model.loss_chunks
     stored = n_tokens * stored_attention_scores(run, shapes)
-    last = 2 * logits + 5 * stream
+    stored += n_up * hidden
     if is_stored:
-        # Inputs of both branches, with norms and transposed norms. Queries and keys are stored
-        # before and after their norm. Each block of queries has a copy of its keys and values.
-        # In a loop, a gated MLP stores three arrays of its hidden width, and a plain one four.
-        n_hidden = 5 - n_up if is_loop else n_up + 2
-        stored += 6 * stream + (5 if has_norm else 3) * heads + n_hidden * hidden
-        stored += (n_blocks + (3 if has_norm else 1)) * keys
+        # Inputs of both branches, and their transposed norms. Queries and keys are stored before
+        # their norm and after their rotation. Each block of queries has a copy of its keys and
+        # values.
+        stored += 4 * stream + (4 if has_norm else 3) * heads
+        stored += (n_blocks + (2 if has_norm else 1)) * keys
     else:
-        stored += 2 * stream + 2 * heads + 2 * keys + n_up * hidden
-        last = max(last, 4 * hidden + 7 * stream)
+        stored += 2 * stream + 2 * heads + 2 * keys
+    last = max(2 * logits + 5 * stream, 4 * hidden + 7 * stream)
     return FLOAT32 * ((model.n_layers + is_loop) * stored + last)
 
 

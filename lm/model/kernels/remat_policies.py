@@ -3,8 +3,8 @@
     layer = checkpoint_layer(layer, "save_qkv_proj")
     q_BTNH = name_activation(q_BTNH, "query")
 
-none                              no recomputation
-elementwise                       stores all products; recomputes norms and activation functions
+none                              recomputes norms and the activation functions of MLPs
+elementwise                       stores all products; recomputes all other functions of a layer
 dots                              stores products with weights, and the outputs of attention
 full                              stores only the input of the layer
 minimal                           as dots, without the outputs of attention
@@ -79,6 +79,43 @@ def checkpoint_layer(layer: Callable, remat: str, prevent_cse: bool = False) -> 
     if remat == "none":
         return layer
     return jax.checkpoint(layer, prevent_cse=prevent_cse, policy=make_policy(remat))
+
+
+def recompute(function: Callable) -> Callable:
+    """Return a function that stores nothing but its arguments for the backward pass.
+
+    function: of (activations, *weights) that returns y [B, T, ...]. activations: an array [B, T,
+    ...] or a tuple of such arrays. The backward pass computes the function again when the gradient
+    of y exists.
+    """
+
+    @jax.custom_vjp
+    def compute(activations, *weights):
+        return function(activations, *weights)
+
+    def forward(activations, *weights):
+        return function(activations, *weights), (activations, weights)
+
+    def backward(residuals, dy):
+        activations, weights = residuals
+        activations = jax.tree.map(lambda x: _delay_positions(x, dy), activations)
+        _, pullback = jax.vjp(function, activations, *weights)
+        return pullback(dy)
+
+    compute.defvjp(forward, backward)
+    return compute
+
+
+def _delay_positions(stored: jax.Array, dy: jax.Array) -> jax.Array:
+    """Return a stored activation [B, T, ...] that XLA cannot read before the gradient dy exists.
+
+    See `recompute_late`. Each position has its own condition, so that devices that share the
+    positions, or the heads of an array of the shape of dy, do not communicate.
+    """
+    if stored.shape != dy.shape:
+        first_BT = dy.reshape(*dy.shape[:2], -1)[:, :, 0]
+        dy = first_BT.reshape(*first_BT.shape, *[1] * (stored.ndim - 2))
+    return jnp.where(dy == dy, stored, jnp.zeros((), stored.dtype))
 
 
 def recompute_late(layer: Callable, remat: str) -> Callable:

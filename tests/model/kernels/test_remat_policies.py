@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from lm.config import fields, schema
-from lm.model import attention
+from lm.model import attention, layers
 from lm.model.kernels import remat_policies
 from lm.parallel import mesh
 
@@ -62,3 +63,45 @@ def test_policy_stores_its_activations(remat):
     has_host = "host" in program
     assert has_host == bool(remat_policies.POLICIES[remat].offloaded)
     assert program.count("name[") - n_all <= n_all - len(names)
+
+
+def normalize(x_BTD, scale_D):
+    return x_BTD * jax.lax.rsqrt(jnp.mean(x_BTD * x_BTD, axis=-1, keepdims=True)) * scale_D
+
+
+def stored_shapes_and_gradients(compute):
+    """Return the shapes of the arrays that a backward pass reads, and its gradients."""
+    x_BTD, scale_D = jnp.sin(jnp.arange(48.0)).reshape(2, 4, 6), jnp.arange(1.0, 7.0)
+    _, pullback = jax.vjp(compute, x_BTD, scale_D)
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(pullback))
+    return shapes, pullback(jnp.cos(jnp.arange(48.0)).reshape(2, 4, 6))
+
+
+def test_recompute_stores_its_arguments_only():
+    plain_shapes, plain_gradients = stored_shapes_and_gradients(normalize)
+    shapes, gradients = stored_shapes_and_gradients(remat_policies.recompute(normalize))
+    assert shapes == [(2, 4, 6), (6,)] and len(plain_shapes) > len(shapes)
+    assert all((a == b).all() for a, b in zip(gradients, plain_gradients, strict=True))
+
+
+def test_recompute_keeps_a_gradient_that_is_not_a_number():
+    compute = remat_policies.recompute(jnp.matmul)
+    x_BTD, w_DF = jnp.ones((1, 2, 3)), jnp.ones((3, 4))
+    _, pullback = jax.vjp(compute, x_BTD, w_DF)
+    dx_BTD, dw_DF = pullback(jnp.zeros((1, 2, 4)).at[0, 1, 3].set(jnp.nan))
+    assert jnp.isnan(dx_BTD[0, 1]).all() and not jnp.isnan(dx_BTD[0, 0]).any()
+    assert jnp.isnan(dw_DF[:, 3]).all() and not jnp.isnan(dw_DF[:, :3]).any()
+
+
+@pytest.mark.parametrize("mlp", ["gated", "gated_gelu", "gelu", "exact_gelu"])
+def test_mlp_stores_its_projections_only(mlp):
+    """Neither the activation nor its sigmoid is stored, which are as large as a projection."""
+    model = schema.Model(mlp=mlp, d_model=6, d_ff=10)
+
+    def compute(x_BTD):
+        with layers.tree_mode():
+            return layers.MLP(model, nnx.Rngs(params=0), 10, mesh.DEFAULT_RULES)(x_BTD)
+
+    _, pullback = jax.vjp(compute, jnp.ones((2, 4, 6)))
+    hidden = [leaf for leaf in jax.tree.leaves(pullback) if leaf.shape == (2, 4, 10)]
+    assert len(hidden) == (2 if mlp.startswith("gated") else 1)
