@@ -8,6 +8,7 @@ Tensor names end in their axes: B batch, T time, D d_model, F d_ff, V rows of a 
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -204,13 +205,42 @@ _project_to_float32 = jax.custom_vjp(_contract_in_float32, nondiff_argnums=(3,))
 _project_to_float32.defvjp(_project_to_float32_forward, _project_to_float32_backward)
 
 
-def activate(kind: str, inputs: tuple[jax.Array, ...]) -> jax.Array:
-    """Return the activation of an MLP. kind: model.mlp. inputs: (gate, up) if gated, else (up,)."""
-    *gate, up = inputs
-    if gate:
-        is_gelu = kind == "gated_gelu"
-        return (jax.nn.gelu(*gate, approximate=True) if is_gelu else jax.nn.silu(*gate)) * up
-    return jax.nn.gelu(up, approximate=kind == "gelu")
+def _activate(kind: str, rules, inputs) -> jax.Array:
+    """Return the activation function of an MLP, [B, T, F]."""
+    first, up = inputs[0], inputs[-1]  # equal without a gate
+    if kind == "gated":
+        y = jax.nn.silu(first) * up
+    else:
+        y = jax.nn.gelu(first, approximate=kind != "exact_gelu")
+        y = y * up if kind == "gated_gelu" else y
+    return rules.constrain(y, "batch", "length", "mlp")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def activate_and_project(inputs, down, kind: str, gradient_dtype: str, rules) -> jax.Array:
+    """Return the activation function of an MLP times the weight `down`, [B, T, D].
+
+    inputs: (gate, up) of a gated MLP, otherwise (up,), each [B, T, F]. kind: model.mlp. Only the
+    inputs are stored for the backward pass, which computes the activation function again.
+    """
+    return _contract(_activate(kind, rules, inputs), down, gradient_dtype, 1, False)
+
+
+def _activate_and_project_forward(inputs, down, kind, gradient_dtype, rules):
+    y = activate_and_project(inputs, down, kind, gradient_dtype, rules)
+    return y, (inputs, down)
+
+
+def _activate_and_project_backward(kind, gradient_dtype, rules, residuals, dy):
+    """Return the gradients of the inputs and of the weight."""
+    inputs, down = residuals
+    inputs = tuple(remat_policies.delay(x, dy) for x in inputs)
+    y, pullback = jax.vjp(functools.partial(_activate, kind, rules), inputs)
+    dhidden, ddown = _project_backward(gradient_dtype, 1, False, (y, down), dy)
+    return *pullback(dhidden), ddown
+
+
+activate_and_project.defvjp(_activate_and_project_forward, _activate_and_project_backward)
 
 
 class MLP(nnx.Module):
@@ -242,11 +272,8 @@ class MLP(nnx.Module):
         if self.gate is not None:
             gate_BTF = add_bias(project_shared(x_BTD, self.gate[...], dtype), self.gate_bias)
             inputs = (remat_policies.name_activation(gate_BTF, "gate"), up_BTF)
-
-        def project_down(inputs, down_FD):
-            y_BTF = self.rules.constrain(activate(self.kind, inputs), "batch", "length", "mlp")
-            return project(y_BTF, down_FD, dtype)
-
-        y_BTD = remat_policies.recompute(project_down)(inputs, self.down[...])
+        y_BTD: jax.Array = activate_and_project(
+            inputs, self.down[...], self.kind, dtype, self.rules
+        )
         y_BTD = add_bias(y_BTD, self.down_bias)
         return remat_policies.name_activation(y_BTD, "mlp_output")

@@ -82,31 +82,28 @@ def checkpoint_layer(layer: Callable, remat: str, prevent_cse: bool = False) -> 
 
 
 def recompute(function: Callable) -> Callable:
-    """Return a function that stores nothing but its arguments for the backward pass.
+    """Return a function of (x [B, T, ...], *weights) that stores only these arrays.
 
-    function: of (activations, *weights) that returns y [B, T, ...]. activations: an array [B, T,
-    ...] or a tuple of such arrays. The backward pass computes the function again when the gradient
-    of y exists.
+    The backward pass computes the function again when the gradient of its result exists.
     """
 
     @jax.custom_vjp
-    def compute(activations, *weights):
-        return function(activations, *weights)
+    def compute(x, *weights):
+        return function(x, *weights)
 
-    def forward(activations, *weights):
-        return function(activations, *weights), (activations, weights)
+    def forward(x, *weights):
+        return function(x, *weights), (x, weights)
 
     def backward(residuals, dy):
-        activations, weights = residuals
-        activations = jax.tree.map(lambda x: _delay_positions(x, dy), activations)
-        _, pullback = jax.vjp(function, activations, *weights)
+        x, weights = residuals
+        _, pullback = jax.vjp(function, delay(x, dy), *weights)
         return pullback(dy)
 
     compute.defvjp(forward, backward)
     return compute
 
 
-def _delay_positions(stored: jax.Array, dy: jax.Array) -> jax.Array:
+def delay(stored: jax.Array, dy: jax.Array) -> jax.Array:
     """Return a stored activation [B, T, ...] that XLA cannot read before the gradient dy exists.
 
     See `recompute_late`. Each position has its own condition, so that devices that share the
