@@ -105,3 +105,26 @@ def test_mlp_stores_its_projections_only(mlp):
     _, pullback = jax.vjp(compute, jnp.ones((2, 4, 6)))
     hidden = [leaf for leaf in jax.tree.leaves(pullback) if leaf.shape == (2, 4, 10)]
     assert len(hidden) == (2 if mlp.startswith("gated") else 1)
+
+
+def temporary_bytes():
+    """Return the memory of the gradient of four equal MLPs."""
+    model = schema.Model(d_model=32, d_ff=128)
+
+    def loss(x_BTD):
+        with layers.tree_mode():
+            mlp = layers.MLP(model, nnx.Rngs(params=0), 128, mesh.DEFAULT_RULES)
+        for _ in range(4):
+            x_BTD = x_BTD + mlp(x_BTD)
+        return x_BTD.sum()
+
+    memory = jax.jit(jax.grad(loss)).lower(jnp.ones((2, 64, 32))).compile().memory_analysis()
+    return memory.temp_size_in_bytes
+
+
+def test_xla_recomputes_activations_late(monkeypatch):
+    """Without the delay, XLA on CPU computes the activations of all layers early."""
+    late = temporary_bytes()
+    monkeypatch.setattr(remat_policies, "delay", lambda stored, dy: stored)
+    hidden = 4 * 2 * 64 * 128
+    assert late <= temporary_bytes() - 3 * hidden
